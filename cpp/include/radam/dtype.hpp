@@ -1,0 +1,96 @@
+// How a number is stored: fp64, fp32, bf16, fp16; their conversions, round to nearest even; the one switch over them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "update.hpp"
+
+namespace radam {
+
+enum class DType : std::uint8_t { fp64, fp32, bf16, fp16 };
+
+struct bf16 {
+    std::uint16_t bits;
+};
+struct fp16 {
+    std::uint16_t bits;
+};
+
+constexpr int size_of(DType dtype) noexcept { return dtype == DType::fp64 ? 8 : dtype == DType::fp32 ? 4 : 2; }
+
+constexpr const char* name_of(DType dtype) noexcept {
+    switch (dtype) {
+        case DType::fp64: return "float64";
+        case DType::fp32: return "float32";
+        case DType::bf16: return "bfloat16";
+        case DType::fp16: return "float16";
+    }
+    return "";
+}
+
+// fp64 goes with fp64 only; the others in any pair, computed in fp32 with fp32 moments.
+constexpr bool is_pair(DType param, DType grad) noexcept { return (param == DType::fp64) == (grad == DType::fp64); }
+constexpr DType moment_dtype(DType param) noexcept { return param == DType::fp64 ? DType::fp64 : DType::fp32; }
+
+// The arithmetic that a storage type is computed in.
+template <class Storage>
+using Compute = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
+
+template <class To, class From>
+RADAM_INLINE To bit_cast(From from) noexcept {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof(To));
+    return to;
+}
+
+RADAM_INLINE float to_float(bf16 x) noexcept { return bit_cast<float>(std::uint32_t{x.bits} << 16); }
+
+RADAM_INLINE float to_float(fp16 x) noexcept {
+    const std::uint32_t magnitude = (x.bits & 0x7fffu) << 13;
+    // Moving the exponent from bias 15 to 127 by an exact product serves subnormal numbers too.
+    const float scaled = bit_cast<float>(magnitude) * 0x1p112f;
+    const std::uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // inf and NaN keep a full exponent
+    return bit_cast<float>(bit_cast<std::uint32_t>(scaled) | special | ((x.bits & 0x8000u) << 16));
+}
+
+RADAM_INLINE bf16 to_bf16(float x) noexcept {
+    const std::uint32_t bits = bit_cast<std::uint32_t>(x);
+    const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const std::uint32_t quiet = (bits >> 16) | 0x40u;
+    return {static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded)};
+}
+
+RADAM_INLINE fp16 to_fp16(float x) noexcept {
+    const std::uint32_t bits = bit_cast<std::uint32_t>(x);
+    const std::uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    // Below 2^-14 the result is subnormal: adding 0.5 leaves its bits, rounded, at the end of the sum.
+    const std::uint32_t subnormal = bit_cast<std::uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+    const std::uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const std::uint32_t large = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const std::uint32_t result = magnitude >= 0x47800000u ? large : magnitude < 0x38800000u ? subnormal : normal;
+    return {static_cast<std::uint16_t>(sign | result)};
+}
+
+template <class T>
+struct type_is {
+    using type = T;
+};
+
+template <class F>
+RADAM_INLINE void visit_low(DType dtype, F f) noexcept {
+    if (dtype == DType::fp32) f(type_is<float>{});
+    if (dtype == DType::bf16) f(type_is<bf16>{});
+    if (dtype == DType::fp16) f(type_is<fp16>{});
+}
+
+// Calls f(type_is<Param>, type_is<Grad>) for a pair that is_pair accepts.
+template <class F>
+RADAM_INLINE void visit_pair(DType param, DType grad, F f) noexcept {
+    if (param == DType::fp64) return f(type_is<double>{}, type_is<double>{});
+    visit_low(param, [&](auto p) noexcept { visit_low(grad, [&](auto g) noexcept { f(p, g); }); });
+}
+
+}  // namespace radam

@@ -1,0 +1,263 @@
+// Vectors of lanes: for each instruction set a vector type for the law, and how it loads, widens, rounds and stores.
+#pragma once
+
+#include <cstddef>
+
+#include "dtype.hpp"
+
+#if !defined(RADAM_WITH_XSIMD)
+#define RADAM_WITH_XSIMD 0
+#endif
+#if RADAM_WITH_XSIMD
+#include <xsimd/xsimd.hpp>
+#endif
+
+namespace radam {
+
+// One lane of plain C++, for compilers to vectorise and for processors that have nothing better.
+template <class T>
+struct Scalar {
+    T x;
+
+    Scalar() = default;
+    RADAM_INLINE explicit Scalar(T value) noexcept : x(value) {}
+};
+
+namespace detail {
+#if defined(__FMA__) || defined(__aarch64__) || defined(_M_ARM64) || defined(__CUDACC__)
+RADAM_INLINE float exact_fma(float a, float b, float c) noexcept { return radam::fma(a, b, c); }
+#else
+// Without an fma instruction: the product is exact in double; the sum is rounded to odd there, so that rounding it
+// once more, to float, is the one rounding that fma makes. (std::fma would call the C library for every element.)
+RADAM_INLINE float exact_fma(float a, float b, float c) noexcept {
+    const double product = static_cast<double>(a) * static_cast<double>(b), addend = static_cast<double>(c);
+    const double sum = product + addend;
+    const double back = sum - product;
+    const double error = (product - (sum - back)) + (addend - back);  // sum + error is exact; NaN where sum is infinite
+    const std::uint64_t bits = bit_cast<std::uint64_t>(sum);
+    const std::uint64_t away = (error > 0.0) == (sum > 0.0) ? bits + 1 : bits - 1;
+    const bool to_odd = ((error > 0.0) | (error < 0.0)) & ((bits & 1) == 0);
+    return static_cast<float>(bit_cast<double>(to_odd ? away : bits));
+}
+#endif
+RADAM_INLINE double exact_fma(double a, double b, double c) noexcept { return radam::fma(a, b, c); }
+}  // namespace detail
+
+template <class T>
+RADAM_INLINE Scalar<T> operator+(Scalar<T> a, Scalar<T> b) noexcept {
+    return Scalar<T>(a.x + b.x);
+}
+template <class T>
+RADAM_INLINE Scalar<T> operator*(Scalar<T> a, Scalar<T> b) noexcept {
+    return Scalar<T>(a.x * b.x);
+}
+template <class T>
+RADAM_INLINE Scalar<T> operator/(Scalar<T> a, Scalar<T> b) noexcept {
+    return Scalar<T>(a.x / b.x);
+}
+template <class T>
+RADAM_INLINE Scalar<T> operator-(Scalar<T> a) noexcept {
+    return Scalar<T>(-a.x);
+}
+template <class T>
+RADAM_INLINE bool operator<(Scalar<T> a, Scalar<T> b) noexcept {
+    return a.x < b.x;
+}
+template <class T>
+RADAM_INLINE bool operator>=(Scalar<T> a, Scalar<T> b) noexcept {
+    return a.x >= b.x;
+}
+template <class T>
+RADAM_INLINE Scalar<T> fma(Scalar<T> a, Scalar<T> b, Scalar<T> c) noexcept {
+    return Scalar<T>(detail::exact_fma(a.x, b.x, c.x));
+}
+template <class T>
+RADAM_INLINE Scalar<T> sqrt(Scalar<T> a) noexcept {
+    return Scalar<T>(radam::sqrt(a.x));
+}
+template <class T>
+RADAM_INLINE Scalar<T> abs(Scalar<T> a) noexcept {
+    return Scalar<T>(radam::abs(a.x));
+}
+template <class T>
+RADAM_INLINE Scalar<T> select(bool which, Scalar<T> yes, Scalar<T> no) noexcept {
+    return which ? yes : no;
+}
+
+// The instruction sets. Each says its vector type for T, and how 16-bit storage becomes float lanes and back.
+namespace isa {
+
+struct portable {
+    static constexpr const char* name = "portable";
+    template <class T>
+    using vector = Scalar<T>;
+
+    template <class Storage>
+    RADAM_INLINE static vector<float> widen(const Storage* from) noexcept {
+        Storage value;  // through memcpy: the array may stand at any address
+        std::memcpy(&value, from, sizeof(Storage));
+        return vector<float>(to_float(value));
+    }
+    RADAM_INLINE static void narrow(bf16* to, vector<float> x) noexcept { put(to, to_bf16(x.x)); }
+    RADAM_INLINE static void narrow(fp16* to, vector<float> x) noexcept { put(to, to_fp16(x.x)); }
+
+private:
+    template <class Storage>
+    RADAM_INLINE static void put(Storage* to, Storage value) noexcept {
+        std::memcpy(to, &value, sizeof(Storage));
+    }
+};
+
+#if RADAM_WITH_XSIMD && XSIMD_WITH_FMA3_AVX2 && defined(__AVX2__)
+struct avx2 {
+    static constexpr const char* name = "avx2";
+    using arch = xsimd::fma3<xsimd::avx2>;
+    template <class T>
+    using vector = xsimd::batch<T, arch>;
+
+    RADAM_INLINE static vector<float> widen(const bf16* from) noexcept {
+        const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+    }
+    RADAM_INLINE static vector<float> widen(const fp16* from) noexcept {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    RADAM_INLINE static void narrow(bf16* to, vector<float> x) noexcept {
+        const __m256i bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
+        const __m256i bias = _mm256_add_epi32(_mm256_and_si256(high, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+        const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
+        const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+        const __m256i words = _mm256_blendv_epi8(rounded, quiet, nan);
+        const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
+    }
+    RADAM_INLINE static void narrow(fp16* to, vector<float> x) noexcept {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    }
+};
+#endif
+
+#if RADAM_WITH_XSIMD && XSIMD_WITH_AVX512BW
+struct avx512 {
+    static constexpr const char* name = "avx512";
+    using arch = xsimd::avx512bw;
+    template <class T>
+    using vector = xsimd::batch<T, arch>;
+
+    RADAM_INLINE static vector<float> widen(const bf16* from) noexcept {
+        const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    }
+    RADAM_INLINE static vector<float> widen(const fp16* from) noexcept {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+    RADAM_INLINE static void narrow(bf16* to, vector<float> x) noexcept {
+        const __m512i bits = _mm512_castps_si512(x), high = _mm512_srli_epi32(bits, 16);
+        const __m512i bias = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+        const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+        const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+        const __m512i words = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(words));
+    }
+    RADAM_INLINE static void narrow(fp16* to, vector<float> x) noexcept {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    }
+};
+#endif
+
+#if RADAM_WITH_XSIMD && XSIMD_WITH_NEON64
+struct neon {
+    static constexpr const char* name = "neon";
+    using arch = xsimd::neon64;
+    template <class T>
+    using vector = xsimd::batch<T, arch>;
+
+    RADAM_INLINE static vector<float> widen(const bf16* from) noexcept {
+        std::uint64_t words;  // through memcpy: the array may stand at any address
+        std::memcpy(&words, from, 8);
+        return vreinterpretq_f32_u32(vshll_n_u16(vcreate_u16(words), 16));
+    }
+    RADAM_INLINE static vector<float> widen(const fp16* from) noexcept {
+        std::uint64_t words;
+        std::memcpy(&words, from, 8);
+        return vcvt_f32_f16(vreinterpret_f16_u16(vcreate_u16(words)));
+    }
+    RADAM_INLINE static void narrow(bf16* to, vector<float> x) noexcept {
+        const float32x4_t lanes = x;
+        const uint32x4_t bits = vreinterpretq_u32_f32(lanes), high = vshrq_n_u32(bits, 16);
+        const uint32x4_t bias = vaddq_u32(vandq_u32(high, vdupq_n_u32(1)), vdupq_n_u32(0x7fff));
+        const uint32x4_t rounded = vshrq_n_u32(vaddq_u32(bits, bias), 16);
+        const uint32x4_t quiet = vorrq_u32(high, vdupq_n_u32(0x40));
+        const uint16x4_t words = vmovn_u32(vbslq_u32(vceqq_f32(lanes, lanes), rounded, quiet));
+        std::memcpy(to, &words, 8);
+    }
+    RADAM_INLINE static void narrow(fp16* to, vector<float> x) noexcept {
+        const float32x4_t lanes = x;
+        const float16x4_t halves = vcvt_f16_f32(lanes);
+        std::memcpy(to, &halves, 8);
+    }
+};
+#endif
+
+// The best of them that this translation unit may be compiled for.
+#if RADAM_WITH_XSIMD && XSIMD_WITH_AVX512BW
+using native = avx512;
+#elif RADAM_WITH_XSIMD && XSIMD_WITH_FMA3_AVX2 && defined(__AVX2__)
+using native = avx2;
+#elif RADAM_WITH_XSIMD && XSIMD_WITH_NEON64
+using native = neon;
+#else
+using native = portable;
+#endif
+
+}  // namespace isa
+
+template <class Isa, class T>
+using Vector = typename Isa::template vector<T>;
+
+template <class Isa, class T>
+constexpr std::int64_t lanes() noexcept {
+    return static_cast<std::int64_t>(sizeof(Vector<Isa, T>) / sizeof(T));
+}
+
+// Whole vectors from and to storage at any address.
+template <class Isa, class Storage>
+RADAM_INLINE Vector<Isa, Compute<Storage>> load(const Storage* from) noexcept {
+    if constexpr (sizeof(Storage) == 2) {
+        return Isa::widen(from);
+    } else if constexpr (std::is_same_v<Isa, isa::portable>) {
+        Vector<Isa, Storage> x;
+        std::memcpy(&x.x, from, sizeof(Storage));
+        return x;
+    } else {
+        return Vector<Isa, Storage>::load_unaligned(from);
+    }
+}
+
+template <class Isa, class Storage>
+RADAM_INLINE void store(Storage* to, const Vector<Isa, Compute<Storage>>& x) noexcept {
+    if constexpr (sizeof(Storage) == 2)
+        Isa::narrow(to, x);
+    else if constexpr (std::is_same_v<Isa, isa::portable>)
+        std::memcpy(to, &x.x, sizeof(Storage));
+    else
+        x.store_unaligned(to);
+}
+
+// The first n lanes only; the others compute on zeros that nobody reads.
+template <class Isa, class Storage>
+RADAM_INLINE Vector<Isa, Compute<Storage>> load_partial(const Storage* from, std::int64_t n) noexcept {
+    Storage padded[lanes<Isa, Compute<Storage>>()] = {};
+    std::memcpy(padded, from, static_cast<std::size_t>(n) * sizeof(Storage));
+    return load<Isa>(padded);
+}
+
+template <class Isa, class Storage>
+RADAM_INLINE void store_partial(Storage* to, const Vector<Isa, Compute<Storage>>& x, std::int64_t n) noexcept {
+    Storage padded[lanes<Isa, Compute<Storage>>()];
+    store<Isa>(padded, x);
+    std::memcpy(to, padded, static_cast<std::size_t>(n) * sizeof(Storage));
+}
+
+}  // namespace radam

@@ -1,0 +1,168 @@
+// The loops over one tile (elements begin to end of one slot) on one instruction set.
+#pragma once
+
+#include "lanes.hpp"
+#include "slot.hpp"
+
+// The iterations of the next loop do not depend on each other (no two buffers of a slot overlap).
+#if defined(__clang__)
+#define RADAM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define RADAM_INDEPENDENT _Pragma("GCC ivdep")
+#elif defined(_MSC_VER)
+#define RADAM_INDEPENDENT __pragma(loop(ivdep))
+#else
+#define RADAM_INDEPENDENT
+#endif
+
+namespace radam {
+
+namespace detail {
+
+// The buffers of a slot with their types back.
+template <class Param, class Grad>
+struct Streams {
+    using T = Compute<Param>;
+    Param* p;
+    const Grad* g;
+    T *m, *v, *v_max;
+
+    RADAM_INLINE explicit Streams(const Slot& slot) noexcept
+        : p(static_cast<Param*>(slot.param)), g(static_cast<const Grad*>(slot.grad)),
+          m(static_cast<T*>(slot.exp_avg)), v(static_cast<T*>(slot.exp_avg_sq)),
+          v_max(static_cast<T*>(slot.max_exp_avg_sq)) {}
+};
+
+struct Whole {
+    template <class Isa, class Storage>
+    RADAM_INLINE static Vector<Isa, Compute<Storage>> load(const Storage* from, std::int64_t) noexcept {
+        return radam::load<Isa>(from);
+    }
+    template <class Isa, class Storage>
+    RADAM_INLINE static void store(Storage* to, const Vector<Isa, Compute<Storage>>& x, std::int64_t) noexcept {
+        radam::store<Isa>(to, x);
+    }
+};
+
+struct Partial {
+    template <class Isa, class Storage>
+    RADAM_INLINE static Vector<Isa, Compute<Storage>> load(const Storage* from, std::int64_t n) noexcept {
+        return load_partial<Isa>(from, n);
+    }
+    template <class Isa, class Storage>
+    RADAM_INLINE static void store(Storage* to, const Vector<Isa, Compute<Storage>>& x, std::int64_t n) noexcept {
+        store_partial<Isa>(to, x, n);
+    }
+};
+
+// Calls f(Whole{}, i, lanes) for every whole vector of a tile and f(Partial{}, i, rest) for what is left.
+template <class Isa, class T, class F>
+RADAM_INLINE void for_each_vector(const Tile& tile, F f) noexcept {
+    constexpr std::int64_t width = lanes<Isa, T>();
+    std::int64_t i = tile.begin;
+    RADAM_INDEPENDENT
+    for (; i <= tile.end - width; i += width) f(Whole{}, i, width);
+    if (i < tile.end) f(Partial{}, i, tile.end - i);
+}
+
+template <class Isa, class F, class Param, class Grad>
+void sweep_form(const Tile& tile) noexcept {
+    using T = Compute<Param>;
+    using V = Vector<Isa, T>;
+    const Streams<Param, Grad> s(*tile.slot);
+    const ScheduledStep& step = *tile.slot->step;
+    Coefficients<V> c;
+    if constexpr (std::is_same_v<T, double>)
+        c = Coefficients<V>(step.f64);
+    else
+        c = Coefficients<V>(step.f32);
+
+    for_each_vector<Isa, T>(tile, [&](auto extent, std::int64_t i, std::int64_t n) noexcept {
+        using Extent = decltype(extent);
+        V p = Extent::template load<Isa>(s.p + i, n);
+        V m = Extent::template load<Isa>(s.m + i, n);
+        V v = Extent::template load<Isa>(s.v + i, n);
+        V v_max = v;
+        if constexpr (F::amsgrad) v_max = Extent::template load<Isa>(s.v_max + i, n);
+        update<F>(p, V(Extent::template load<Isa>(s.g + i, n)), m, v, v_max, c);
+        if constexpr (F::mode != Mode::moments_only) Extent::template store<Isa>(s.p + i, p, n);
+        Extent::template store<Isa>(s.m + i, m, n);
+        Extent::template store<Isa>(s.v + i, v, n);
+        if constexpr (F::amsgrad) Extent::template store<Isa>(s.v_max + i, v_max, n);
+    });
+}
+
+template <class Isa, Mode mode, class Param, class Grad>
+void sweep_mode(const Tile& tile) noexcept {
+    const ScheduledStep& step = *tile.slot->step;
+    constexpr bool moves = mode != Mode::moments_only;  // nesterov changes p alone
+    const int form = (step.coupled ? 1 : 0) | (step.amsgrad ? 2 : 0) | (moves && step.nesterov ? 4 : 0);
+    switch (form) {
+        case 0: return sweep_form<Isa, Form<mode, false, false, false>, Param, Grad>(tile);
+        case 1: return sweep_form<Isa, Form<mode, true, false, false>, Param, Grad>(tile);
+        case 2: return sweep_form<Isa, Form<mode, false, true, false>, Param, Grad>(tile);
+        case 3: return sweep_form<Isa, Form<mode, true, true, false>, Param, Grad>(tile);
+        case 4: return sweep_form<Isa, Form<mode, false, false, moves>, Param, Grad>(tile);
+        case 5: return sweep_form<Isa, Form<mode, true, false, moves>, Param, Grad>(tile);
+        case 6: return sweep_form<Isa, Form<mode, false, true, moves>, Param, Grad>(tile);
+        case 7: return sweep_form<Isa, Form<mode, true, true, moves>, Param, Grad>(tile);
+    }
+}
+
+}  // namespace detail
+
+// One step of the law over a tile.
+template <class Isa>
+void sweep(const Tile& tile) noexcept {
+    visit_pair(tile.slot->param_dtype, tile.slot->grad_dtype, [&](auto p, auto g) noexcept {
+        using Param = typename decltype(p)::type;
+        using Grad = typename decltype(g)::type;
+        switch (tile.slot->step->mode) {
+            case Mode::rectified: return detail::sweep_mode<Isa, Mode::rectified, Param, Grad>(tile);
+            case Mode::momentum: return detail::sweep_mode<Isa, Mode::momentum, Param, Grad>(tile);
+            case Mode::moments_only: return detail::sweep_mode<Isa, Mode::moments_only, Param, Grad>(tile);
+        }
+    });
+}
+
+// True when every gradient of a tile is finite: 0 * g is NaN for inf and NaN, and one NaN makes a sum NaN.
+template <class Isa>
+bool sweep_finite(const Tile& tile) noexcept {
+    bool finite = true;
+    visit_pair(tile.slot->param_dtype, tile.slot->grad_dtype, [&](auto p, auto g) noexcept {
+        using T = Compute<typename decltype(p)::type>;
+        using Grad = typename decltype(g)::type;
+        using V = Vector<Isa, T>;
+        const Grad* grad = static_cast<const Grad*>(tile.slot->grad);
+        const V zero(T(0));
+        V sum(T(0));
+        detail::for_each_vector<Isa, T>(tile, [&](auto extent, std::int64_t i, std::int64_t n) noexcept {
+            sum = sum + zero * V(decltype(extent)::template load<Isa>(grad + i, n));
+        });
+        T lane[lanes<Isa, T>()];
+        store<Isa>(lane, sum);
+        for (T x : lane) finite &= x == T(0);
+    });
+    return finite;
+}
+
+// The limit that a step is measured against: the same streams read and written, nothing computed.
+template <class Isa>
+void sweep_limit(const Tile& tile) noexcept {
+    visit_pair(tile.slot->param_dtype, tile.slot->grad_dtype, [&](auto p, auto g) noexcept {
+        using Param = typename decltype(p)::type;
+        using Grad = typename decltype(g)::type;
+        using T = Compute<Param>;
+        const detail::Streams<Param, Grad> s(*tile.slot);
+        detail::for_each_vector<Isa, T>(tile, [&](auto extent, std::int64_t i, std::int64_t n) noexcept {
+            using Extent = decltype(extent);
+            const auto p_i = Extent::template load<Isa>(s.p + i, n), g_i = Extent::template load<Isa>(s.g + i, n);
+            const auto m_i = Extent::template load<Isa>(s.m + i, n), v_i = Extent::template load<Isa>(s.v + i, n);
+            Extent::template store<Isa>(s.p + i, g_i, n);
+            Extent::template store<Isa>(s.m + i, v_i, n);
+            Extent::template store<Isa>(s.v + i, p_i + m_i, n);  // one sum, so that all four loads count
+        });
+    });
+}
+
+}  // namespace radam

@@ -1,0 +1,228 @@
+// Picks the instruction set, cuts the slots into one tile list per thread, and runs it.
+#include <radam/dispatch.hpp>
+#include <radam/float_mode.hpp>
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "parallel.hpp"
+
+#if defined(_MSC_VER) && defined(_M_X64)
+#include <intrin.h>
+#endif
+
+// Each instruction set is compiled in an object of its own (sweep_isa.cpp); only their names are known here.
+namespace radam {
+namespace isa {
+struct portable;
+struct avx2;
+struct avx512;
+struct neon;
+}  // namespace isa
+template <class Isa>
+void sweep(const Tile&) noexcept;
+template <class Isa>
+bool sweep_finite(const Tile&) noexcept;
+template <class Isa>
+void sweep_limit(const Tile&) noexcept;
+}  // namespace radam
+
+namespace radam {
+namespace {
+
+#if defined(RADAM_HAS_X86)
+#if defined(_MSC_VER) && !defined(__clang__)
+bool bit(int value, int index) noexcept { return (static_cast<unsigned>(value) >> index) & 1u; }
+
+// What the system saves of the vector registers: xmm and ymm, or those and the AVX-512 state.
+bool system_saves(unsigned long long state) noexcept {
+    int leaf1[4];
+    __cpuid(leaf1, 1);
+    return bit(leaf1[2], 27) && (_xgetbv(0) & state) == state;
+}
+
+bool has_avx2() noexcept {
+    int leaf1[4], leaf7[4], extended[4];
+    __cpuid(leaf1, 1);
+    __cpuidex(leaf7, 7, 0);
+    __cpuid(extended, static_cast<int>(0x80000001u));
+    const bool bmi = bit(leaf7[1], 3) && bit(leaf7[1], 8) && bit(extended[2], 5);  // /arch:AVX2 uses BMI and LZCNT too
+    return system_saves(0x6) && bit(leaf1[2], 12) && bit(leaf1[2], 29) && bit(leaf7[1], 5) && bmi;
+}
+
+bool has_avx512() noexcept {
+    int leaf7[4];
+    __cpuidex(leaf7, 7, 0);
+    const bool all = bit(leaf7[1], 16) && bit(leaf7[1], 17) && bit(leaf7[1], 28) && bit(leaf7[1], 30) && bit(leaf7[1], 31);
+    return has_avx2() && system_saves(0xe6) && all;
+}
+#else
+bool has_avx2() noexcept {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() noexcept {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+#endif
+
+struct Sweeps {
+    const char* name;
+    void (*step)(const Tile&) noexcept;
+    bool (*finite)(const Tile&) noexcept;
+    void (*limit)(const Tile&) noexcept;
+    bool (*runs_here)() noexcept;
+};
+
+bool always() noexcept { return true; }
+
+// Best first.
+constexpr Sweeps compiled[] = {
+#if defined(RADAM_HAS_X86)
+    {"avx512", sweep<isa::avx512>, sweep_finite<isa::avx512>, sweep_limit<isa::avx512>, has_avx512},
+    {"avx2", sweep<isa::avx2>, sweep_finite<isa::avx2>, sweep_limit<isa::avx2>, has_avx2},
+#endif
+#if defined(RADAM_HAS_NEON)
+    {"neon", sweep<isa::neon>, sweep_finite<isa::neon>, sweep_limit<isa::neon>, always},
+#endif
+    {"portable", sweep<isa::portable>, sweep_finite<isa::portable>, sweep_limit<isa::portable>, always},
+};
+
+std::string list_of_isas() {
+    std::string list;
+    for (const std::string& name : isas()) list += (list.empty() ? "" : ", ") + name;
+    return list;
+}
+
+const Sweeps* find(const std::string& name, const std::string& what) {
+    for (const Sweeps& sweeps : compiled) {
+        if (name != sweeps.name) continue;
+        if (sweeps.runs_here()) return &sweeps;
+        throw std::invalid_argument(what + "=" + name + ": this processor has no " + name + "; it takes: " + list_of_isas());
+    }
+    throw std::invalid_argument(what + "=" + name + ": no such instruction set; this machine takes: " + list_of_isas());
+}
+
+const Sweeps* from_environment() {
+    if (const char* wanted = std::getenv("RADAM_ISA"); wanted != nullptr && *wanted != '\0') return find(wanted, "RADAM_ISA");
+    for (const Sweeps& sweeps : compiled)
+        if (sweeps.runs_here()) return &sweeps;
+    return nullptr;  // not reached: portable runs everywhere
+}
+
+std::atomic<const Sweeps*> chosen{nullptr};
+std::atomic<int> threads{0};
+
+const Sweeps& sweeps() {
+    const Sweeps* found = chosen.load(std::memory_order_acquire);
+    if (found == nullptr) chosen.store(found = from_environment(), std::memory_order_release);
+    return *found;
+}
+
+constexpr int most_threads = 1024;
+constexpr std::int64_t tile_alignment = 64;             // elements: no cache line is written by two threads
+constexpr std::int64_t alone_below = 64 * 1024;         // elements: less than this, waking a thread costs more
+
+// One parallel region: a thread meets the same memory in every step, because the partition depends on sizes alone.
+struct Region {
+    const Slot* slots;
+    std::size_t count;
+    std::int64_t bytes;
+    void (*visit)(void* self, const Tile& tile, std::size_t slot);
+    void* self;
+};
+
+void run_part(void* context, int index, int parts) noexcept {
+    const Region& region = *static_cast<const Region*>(context);
+    const DefaultFloatMode mode;
+    // This part's bytes of the flat list: bytes * i / parts, without overflow.
+    const auto cut = [&](std::int64_t i) { return region.bytes / parts * i + region.bytes % parts * i / parts; };
+    const std::int64_t first = cut(index), last = cut(index + 1);
+    std::int64_t at = 0;
+    for (std::size_t i = 0; i < region.count && at < last; ++i) {
+        const Slot& slot = region.slots[i];
+        const std::int64_t width = bytes_per_element(slot), end = at + slot.size * width;
+        if (end > first) {
+            const auto element = [&](std::int64_t byte) {  // where a cut at this byte falls in the slot
+                if (byte <= at) return std::int64_t{0};
+                if (byte >= end) return slot.size;
+                return (byte - at) / width / tile_alignment * tile_alignment;
+            };
+            const Tile tile{&slot, element(first), element(last)};
+            if (tile.begin < tile.end) region.visit(region.self, tile, i);
+        }
+        at = end;
+    }
+}
+
+template <class F>
+void for_each_tile(const Slot* slots, std::size_t count, F f) noexcept {
+    std::int64_t elements = 0, bytes = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        elements += slots[i].size;
+        bytes += slots[i].size * bytes_per_element(slots[i]);
+    }
+    Region region{slots, count, bytes,
+                  [](void* self, const Tile& tile, std::size_t slot) { (*static_cast<F*>(self))(tile, slot); }, &f};
+    const int parts = elements < alone_below ? 1 : threads.load(std::memory_order_relaxed);
+    parallel::run(parts, run_part, &region);
+}
+
+int checked_threads(const char* what, long count) {
+    if (count >= 1 && count <= most_threads) return static_cast<int>(count);
+    throw std::invalid_argument(std::string(what) + " must be a whole number from 1 to " + std::to_string(most_threads));
+}
+
+}  // namespace
+
+std::vector<std::string> isas() {
+    std::vector<std::string> names;
+    for (const Sweeps& sweeps : compiled)
+        if (sweeps.runs_here()) names.emplace_back(sweeps.name);
+    return names;
+}
+
+std::string current_isa() { return sweeps().name; }
+
+void set_isa(const std::string& name) { chosen.store(find(name, "isa"), std::memory_order_release); }
+
+int num_threads() {
+    int count = threads.load(std::memory_order_relaxed);
+    if (count == 0) {
+        if (const char* wanted = std::getenv("RADAM_NUM_THREADS"); wanted != nullptr && *wanted != '\0') {
+            char* end = nullptr;
+            const long value = std::strtol(wanted, &end, 10);
+            count = checked_threads("RADAM_NUM_THREADS", *end == '\0' ? value : 0);
+        } else {
+            count = parallel::available_cores() < most_threads ? parallel::available_cores() : most_threads;
+        }
+        threads.store(count, std::memory_order_relaxed);
+    }
+    return count;
+}
+
+void set_num_threads(int count) { threads.store(checked_threads("num_threads", count), std::memory_order_relaxed); }
+
+void step(const Slot* slots, std::size_t count) noexcept {
+    for_each_tile(slots, count, [run = sweeps().step](const Tile& tile, std::size_t) { run(tile); });
+}
+
+std::size_t first_nonfinite(const Slot* slots, std::size_t count) noexcept {
+    std::atomic<std::size_t> first{count};
+    for_each_tile(slots, count, [&, finite = sweeps().finite](const Tile& tile, std::size_t slot) {
+        if (slot >= first.load(std::memory_order_relaxed) || finite(tile)) return;
+        std::size_t found = first.load();
+        while (slot < found && !first.compare_exchange_weak(found, slot)) {
+        }
+    });
+    return first.load();
+}
+
+void limit(const Slot* slots, std::size_t count) noexcept {
+    for_each_tile(slots, count, [run = sweeps().limit](const Tile& tile, std::size_t) { run(tile); });
+}
+
+}  // namespace radam

@@ -1,0 +1,290 @@
+#include "import_array.hpp"
+
+#define NPY_NO_DEPRECATED_API NPY_1_22_API_VERSION
+#define NPY_TARGET_VERSION NPY_1_22_API_VERSION
+#include <nanobind/nanobind.h>
+#include <numpy/arrayobject.h>
+
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <unordered_map>
+
+#include "dlpack.hpp"
+
+namespace nb = nanobind;
+
+namespace radam::python {
+namespace {
+
+constexpr const char* accepted = "float64, float32, bfloat16 or float16";
+
+[[noreturn]] void refuse_type(const Where& where, const std::string& what) {
+    throw nb::type_error((where.text() + " " + what).c_str());
+}
+
+[[noreturn]] void refuse_value(const Where& where, const std::string& what) {
+    throw nb::value_error((where.text() + " " + what).c_str());
+}
+
+[[noreturn]] void refuse_dtype(const Where& where, const std::string& dtype) {
+    std::string remedy;
+    if (dtype.rfind("complex", 0) == 0) remedy = "; view it as real numbers, array.view('float32') for complex64";
+    refuse_type(where, "has dtype " + dtype + "; accepted are " + accepted + " in the machine's byte order" + remedy);
+}
+
+[[noreturn]] void refuse_read_only(const Where& where) {
+    refuse_value(where, "is read-only, and a step writes to it; hand in a writable array (a copy of this one, say)");
+}
+
+std::string type_name(PyObject* object) {
+    const nb::object type = nb::borrow<nb::object>(reinterpret_cast<PyObject*>(Py_TYPE(object)));
+    return nb::cast<std::string>(nb::str(type.attr("__module__"))) + "." +
+           nb::cast<std::string>(nb::str(type.attr("__qualname__")));
+}
+
+// How objects of a type are read. Found once per type; the types are kept alive, so that no other takes their address.
+enum class Source { dlpack, buffer, jax, nothing };
+
+Source source_of(PyObject* object) {
+    static std::mutex mutex;
+    static auto& known = *new std::unordered_map<PyTypeObject*, Source>;
+    PyTypeObject* const type = Py_TYPE(object);
+    {
+        const std::lock_guard lock(mutex);
+        if (const auto found = known.find(type); found != known.end()) return found->second;
+    }
+    Source source = Source::nothing;
+    const std::string name = type_name(object);
+    if (name.rfind("jaxlib.", 0) == 0 || name.rfind("jax.", 0) == 0)
+        source = Source::jax;
+    else if (PyObject_HasAttrString(reinterpret_cast<PyObject*>(type), "__dlpack__"))
+        source = Source::dlpack;
+    else if (PyObject_CheckBuffer(object))
+        source = Source::buffer;
+    const std::lock_guard lock(mutex);
+    if (known.emplace(type, source).second) Py_INCREF(type);
+    return source;
+}
+
+// NumPy knows bfloat16 only as a type that a package (ml_dtypes) registers at run time.
+bool is_bfloat16(PyArray_Descr* descr) {
+    static std::atomic<int> known{-1};
+    const int number = descr->type_num;
+    if (number < NPY_USERDEF) return false;
+    if (number == known.load(std::memory_order_relaxed)) return true;
+    const nb::object dtype = nb::borrow<nb::object>(reinterpret_cast<PyObject*>(descr));
+    if (nb::cast<std::string>(nb::str(dtype.attr("name"))) != "bfloat16") return false;
+    if (nb::cast<int>(dtype.attr("itemsize")) != 2) return false;
+    known.store(number, std::memory_order_relaxed);
+    return true;
+}
+
+DType numpy_dtype(PyArrayObject* array, const Where& where) {
+    PyArray_Descr* const descr = PyArray_DESCR(array);
+    if (PyArray_ISNOTSWAPPED(array)) {
+        switch (descr->type_num) {
+            case NPY_FLOAT: return DType::fp32;
+            case NPY_DOUBLE: return DType::fp64;
+            case NPY_HALF: return DType::fp16;
+            default:
+                if (is_bfloat16(descr)) return DType::bf16;
+        }
+    }
+    const nb::object dtype = nb::borrow<nb::object>(reinterpret_cast<PyObject*>(descr));
+    refuse_dtype(where, nb::cast<std::string>(nb::str(dtype)) + (PyArray_ISNOTSWAPPED(array) ? "" : " (byte-swapped)"));
+}
+
+DType dlpack_dtype(const dlpack::DataType& dtype, const Where& where) {
+    if (dtype.lanes == 1 && dtype.code == dlpack::code_float) {
+        if (dtype.bits == 32) return DType::fp32;
+        if (dtype.bits == 64) return DType::fp64;
+        if (dtype.bits == 16) return DType::fp16;
+    }
+    if (dtype.lanes == 1 && dtype.code == dlpack::code_bfloat && dtype.bits == 16) return DType::bf16;
+    static constexpr const char* names[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+    const std::string name = dtype.code < 7 ? names[dtype.code] : "of DLPack code " + std::to_string(dtype.code) + ", bits ";
+    refuse_dtype(where, name + std::to_string(dtype.bits) + (dtype.lanes == 1 ? "" : "x" + std::to_string(dtype.lanes)));
+}
+
+DType buffer_dtype(const Py_buffer& view, const Where& where) {
+    const char* format = view.format != nullptr ? view.format : "B";
+    constexpr char native = PY_LITTLE_ENDIAN ? '<' : '>';
+    const char* code = format;
+    if (*code == '@' || *code == '=' || *code == native) ++code;
+    if (std::strcmp(code, "f") == 0 && view.itemsize == 4) return DType::fp32;
+    if (std::strcmp(code, "d") == 0 && view.itemsize == 8) return DType::fp64;
+    if (std::strcmp(code, "e") == 0 && view.itemsize == 2) return DType::fp16;
+    refuse_dtype(where, "'" + std::string(format) + "' (a buffer format)");
+}
+
+// The message of the Python error that is set, which it clears.
+std::string caught_message() {
+    nb::python_error error;
+    return nb::cast<std::string>(nb::str(error.value()));
+}
+
+void check_dims(std::int64_t ndim, const Where& where) {
+    if (ndim >= 0 && ndim <= most_dims) return;
+    refuse_value(where, "has " + std::to_string(ndim) + " dimensions; at most " + std::to_string(most_dims) + " are taken");
+}
+
+}  // namespace
+
+std::string Where::text() const {
+    std::string text = std::string(role) + " " + std::to_string(index);
+    if (names != nullptr && names != Py_None) {
+        const nb::object name = nb::borrow<nb::object>(nb::handle(PyTuple_GetItem(names, static_cast<Py_ssize_t>(index))));
+        if (!name.is_none()) text += " ('" + nb::cast<std::string>(nb::str(name)) + "')";
+    }
+    return text + " of group " + std::to_string(group);
+}
+
+bool load_numpy() noexcept { return _import_array() >= 0; }
+
+void Imports::own(PyObject* object) {
+    owned_.push_back(object);
+    Py_INCREF(object);
+}
+
+void Imports::release() noexcept {
+    for (Py_buffer& view : buffers_) PyBuffer_Release(&view);
+    for (PyObject* object : owned_) Py_DECREF(object);
+    buffers_.clear();
+    owned_.clear();
+    strides_.clear();
+}
+
+Array Imports::add(PyObject* object, Access access, const Where& where) {
+    if (PyArray_Check(object)) return from_numpy(object, access, where);
+    switch (source_of(object)) {
+        case Source::dlpack: return from_dlpack(object, access, where);
+        case Source::buffer: return from_buffer(object, access, where);
+        case Source::jax:
+            if (access == Access::read) return from_dlpack(object, access, where);
+            refuse_value(where, "is a JAX array, which must not change in place; keep the parameters as NumPy arrays "
+                                "(numpy.array(x) makes a copy) and hand JAX gradients to step(grads=...)");
+        case Source::nothing: break;
+    }
+    refuse_type(where, "is a " + type_name(object) + ", not an array: hand in a NumPy array, a tensor with __dlpack__, or "
+                       "an object with the buffer protocol, of dtype " + accepted);
+}
+
+Array Imports::from_numpy(PyObject* object, Access access, const Where& where) {
+    PyArrayObject* const array = reinterpret_cast<PyArrayObject*>(object);
+    static_assert(sizeof(npy_intp) == sizeof(std::int64_t), "64-bit platforms only");
+    Array out;
+    out.dtype = numpy_dtype(array, where);
+    if (access == Access::write && !PyArray_ISWRITEABLE(array)) refuse_read_only(where);
+    out.data = PyArray_DATA(array);
+    out.layout.ndim = PyArray_NDIM(array);
+    out.layout.shape = reinterpret_cast<const std::int64_t*>(PyArray_DIMS(array));
+    if (!PyArray_IS_C_CONTIGUOUS(array)) out.layout.strides = reinterpret_cast<const std::int64_t*>(PyArray_STRIDES(array));
+    out.layout.itemsize = size_of(out.dtype);
+    own(object);
+    return out;
+}
+
+Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) {
+    nb::object source = nb::borrow<nb::object>(object);
+    nb::object capsule;
+    try {
+        // Torch exports no tensor that requires gradients; detached, it is the same memory.
+        if (nb::hasattr(source, "requires_grad") && nb::cast<bool>(nb::bool_(source.attr("requires_grad"))))
+            source = source.attr("detach")();
+        try {
+            capsule = source.attr("__dlpack__")(nb::arg("max_version") = nb::make_tuple(1, 3));
+        } catch (nb::python_error& error) {
+            if (!error.matches(PyExc_TypeError)) throw;
+            capsule = source.attr("__dlpack__")();  // a producer of before DLPack 1.0
+        }
+    } catch (nb::python_error& error) {
+        if (error.matches(PyExc_KeyboardInterrupt) || error.matches(PyExc_MemoryError)) throw;
+        refuse_type(where, "(a " + type_name(object) + ") cannot be read through DLPack: " +
+                           nb::cast<std::string>(nb::str(error.value())));
+    }
+
+    // The capsule keeps its name, so that its own destructor calls the deleter when it is released.
+    const dlpack::Tensor* tensor = nullptr;
+    bool read_only = false, copied = false;
+    if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+        const auto* managed = static_cast<const dlpack::ManagedVersioned*>(
+            PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+        if (managed->major != 1)
+            refuse_type(where, "is exported as DLPack " + std::to_string(managed->major) + "; this build reads version 1");
+        read_only = (managed->flags & dlpack::flag_read_only) != 0;
+        copied = (managed->flags & dlpack::flag_copied) != 0;
+        tensor = &managed->tensor;
+    } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+        tensor = &static_cast<const dlpack::Managed*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor;
+    } else {
+        refuse_type(where, "(a " + type_name(object) + ") gave something else than a DLPack capsule");
+    }
+
+    const std::int32_t device = tensor->device.type;
+    if (device == dlpack::cuda || device == dlpack::cuda_managed)
+        throw std::runtime_error(where.text() + " is on a CUDA device, and this radam is built without CUDA; move it to "
+                                                "the CPU, or install a radam with CUDA");
+    if (device != dlpack::cpu && device != dlpack::cuda_host)
+        throw std::runtime_error(where.text() + " is on a device (DLPack type " + std::to_string(device) +
+                                 ") that radam cannot reach; move it to the CPU");
+    check_dims(tensor->ndim, where);
+    if (tensor->ndim > 0 && tensor->shape == nullptr) refuse_value(where, "is exported without a shape");
+
+    Array out;
+    out.dtype = dlpack_dtype(tensor->dtype, where);
+    out.layout = {tensor->ndim, tensor->shape, nullptr, size_of(out.dtype)};
+    for (int d = 0; d < tensor->ndim; ++d)
+        if (tensor->shape[d] < 0) refuse_value(where, "is exported with a negative size");
+    if (access == Access::write && read_only) refuse_read_only(where);
+    if (access == Access::write && copied) refuse_value(where, "is exported as a copy, which the step would update in vain");
+    if (tensor->strides != nullptr) {
+        std::vector<std::int64_t> strides(tensor->strides, tensor->strides + tensor->ndim);
+        for (std::int64_t& stride : strides) stride *= out.layout.itemsize;
+        Layout strided = out.layout;
+        strided.strides = strides.data();
+        if (!is_c_contiguous(strided)) {
+            strides_.push_back(std::move(strides));
+            out.layout.strides = strides_.back().data();
+        }
+    }
+    if (tensor->data == nullptr) {
+        if (element_count(out.layout) != 0) refuse_value(where, "is exported without data");
+    } else {
+        out.data = static_cast<char*>(tensor->data) + tensor->byte_offset;
+    }
+    own(capsule.ptr());
+    return out;
+}
+
+Array Imports::from_buffer(PyObject* object, Access access, const Where& where) {
+    Py_buffer view;
+    if (PyObject_GetBuffer(object, &view, PyBUF_STRIDES | PyBUF_FORMAT) != 0)
+        refuse_type(where, "(a " + type_name(object) + ") cannot be read through the buffer protocol: " + caught_message());
+    buffers_.push_back(view);
+    if (access == Access::write && view.readonly != 0) refuse_read_only(where);
+    check_dims(view.ndim, where);
+
+    Array out;
+    out.dtype = buffer_dtype(view, where);
+    out.data = view.buf;
+    static_assert(sizeof(Py_ssize_t) == sizeof(std::int64_t), "64-bit platforms only");
+    // Copied: a Py_buffer may point into itself, and this one moves with its vector.
+    std::vector<std::int64_t> numbers(view.shape, view.shape + view.ndim);
+    numbers.insert(numbers.end(), view.strides, view.strides + view.ndim);
+    strides_.push_back(std::move(numbers));
+    out.layout = {view.ndim, strides_.back().data(), strides_.back().data() + view.ndim, size_of(out.dtype)};
+    if (is_c_contiguous(out.layout)) out.layout.strides = nullptr;
+    return out;
+}
+
+std::int64_t* Imports::add_counters(PyObject* object, std::size_t count) {
+    PyArrayObject* const array = reinterpret_cast<PyArrayObject*>(object);
+    if (!PyArray_Check(object) || PyArray_TYPE(array) != NPY_INT64 || !PyArray_ISCARRAY(array) || PyArray_NDIM(array) != 1 ||
+        PyArray_DIM(array, 0) != static_cast<npy_intp>(count))
+        throw nb::type_error("step counts must be a writable int64 array with one element per parameter");
+    own(object);
+    return static_cast<std::int64_t*>(PyArray_DATA(array));
+}
+
+}  // namespace radam::python

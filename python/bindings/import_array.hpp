@@ -1,0 +1,65 @@
+// Arrays in: every check that an array must pass before a step may touch its memory.
+#pragma once
+
+#include <Python.h>
+#include <radam/dtype.hpp>
+#include <radam/layout.hpp>
+
+#include <cstddef>
+#include <deque>
+#include <string>
+#include <vector>
+
+namespace radam::python {
+
+// Which array of which parameter, for messages.
+struct Where {
+    const char* role;  // "param", "grad", "exp_avg", ...
+    std::size_t group, index;
+    PyObject* names = nullptr;  // a tuple, or None
+
+    std::string text() const;
+};
+
+enum class Access { read, write };
+
+// Borrowed memory of an array on the CPU.
+struct Array {
+    void* data = nullptr;
+    DType dtype = DType::fp32;
+    Layout layout;
+};
+
+// What keeps the arrays of one call alive and in place, until release.
+class Imports {
+public:
+    Imports() = default;
+    Imports(const Imports&) = delete;
+    Imports& operator=(const Imports&) = delete;
+    ~Imports() { release(); }
+
+    // Throws TypeError where object is no array of a supported dtype, ValueError where it must not be written,
+    // RuntimeError where it is not on the CPU.
+    Array add(PyObject* object, Access access, const Where& where);
+
+    // The elements of a writable int64 array of the given length, in C order.
+    std::int64_t* add_counters(PyObject* object, std::size_t count);
+
+    // Needs the GIL.
+    void release() noexcept;
+
+private:
+    Array from_numpy(PyObject* array, Access access, const Where& where);
+    Array from_dlpack(PyObject* object, Access access, const Where& where);
+    Array from_buffer(PyObject* object, Access access, const Where& where);
+    void own(PyObject* object);
+
+    std::vector<PyObject*> owned_;
+    std::vector<Py_buffer> buffers_;
+    std::deque<std::vector<std::int64_t>> strides_;
+};
+
+// Loads NumPy's C interface; false with a Python error set where it cannot be had.
+bool load_numpy() noexcept;
+
+}  // namespace radam::python

@@ -1,0 +1,112 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#include <radam/dispatch.hpp>
+#include <radam/float_mode.hpp>
+
+#include <optional>
+
+#include "import_array.hpp"
+#include "step.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using radam::Hyperparameters;
+
+namespace {
+
+template <class Enum>
+Enum choice(const std::string& name, const std::string& value, const char* first, const char* second) {
+    if (value == first) return static_cast<Enum>(0);
+    if (value == second) return static_cast<Enum>(1);
+    throw nb::value_error((name + " must be '" + first + "' or '" + second + "', got '" + value + "'").c_str());
+}
+
+const Hyperparameters& checked(const Hyperparameters& h) {
+    if (const radam::Violation found = radam::violation(h); found.name != nullptr)
+        throw nb::value_error(radam::python::message(found).c_str());
+    return h;
+}
+
+std::int64_t checked_step(std::int64_t t) {
+    if (t < 1) throw nb::value_error(("a step number must be at least 1, got " + std::to_string(t)).c_str());
+    return t;
+}
+
+template <class V>
+nb::dict as_dict(const radam::Coefficients<V>& c) {
+    nb::dict d;
+#define RADAM_FIELD(name) d[#name] = static_cast<double>(c.name);
+    RADAM_FIELD(grad_scale) RADAM_FIELD(coupled_decay)
+    RADAM_FIELD(beta1) RADAM_FIELD(beta1_low) RADAM_FIELD(one_minus_beta1)
+    RADAM_FIELD(beta2) RADAM_FIELD(beta2_low) RADAM_FIELD(one_minus_beta2)
+    RADAM_FIELD(nesterov_m) RADAM_FIELD(nesterov_g)
+    RADAM_FIELD(param_decay) RADAM_FIELD(step_size) RADAM_FIELD(eps) RADAM_FIELD(eps_root)
+    RADAM_FIELD(m_floor) RADAM_FIELD(v_floor)
+#undef RADAM_FIELD
+    return d;
+}
+
+nb::dict coefficients(const Hyperparameters& h, std::int64_t t, const std::string& dtype) {
+    const radam::DefaultFloatMode mode;
+    const radam::ScheduledStep step = radam::schedule(checked(h), checked_step(t));
+    nb::dict d = choice<int>("dtype", dtype, "float32", "float64") == 0 ? as_dict(step.f32) : as_dict(step.f64);
+    const char* modes[] = {"rectified", "momentum", "moments_only"};
+    d["mode"] = modes[static_cast<int>(step.mode)];
+    return d;
+}
+
+std::optional<double> rectification(const Hyperparameters& h, std::int64_t t) {
+    const radam::DefaultFloatMode mode;
+    const double rho = radam::rho(radam::power_sums(checked(h).beta2, checked_step(t)));
+    if (!radam::is_rectified(h, rho)) return std::nullopt;
+    return radam::rectification(rho, radam::rho_infinity(h.beta2));
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+    m.attr("__version__") = RADAM_VERSION;
+    m.doc() = "The native core of radam. Private: use the radam package.";
+    if (!radam::python::load_numpy()) throw nb::python_error();
+    radam::current_isa();  // refuse a bad RADAM_ISA or RADAM_NUM_THREADS now, not in the first step
+    radam::num_threads();
+
+    nb::class_<Hyperparameters>(m, "Hyperparameters")
+        .def(
+            "__init__",
+            [](Hyperparameters* h, double lr, double beta1, double beta2, double eps, double eps_root, double weight_decay,
+               bool decoupled_weight_decay, double grad_scale, bool maximize, bool amsgrad, bool nesterov, bool rectify,
+               double threshold, bool rectify_at_threshold, const std::string& warmup, const std::string& eps_on) {
+                new (h) Hyperparameters(checked(
+                    {lr, beta1, beta2, eps, eps_root, weight_decay, grad_scale, decoupled_weight_decay, maximize, amsgrad,
+                     nesterov, rectify, threshold, rectify_at_threshold,
+                     choice<radam::Warmup>("warmup", warmup, "momentum", "moments_only"),
+                     choice<radam::EpsOn>("eps_on", eps_on, "sqrt_v", "sqrt_v_hat")}));
+            },
+            nb::kw_only(), "lr"_a, "beta1"_a, "beta2"_a, "eps"_a, "eps_root"_a = 0.0, "weight_decay"_a = 0.0,
+            "decoupled_weight_decay"_a = false, "grad_scale"_a = 1.0, "maximize"_a = false, "amsgrad"_a = false,
+            "nesterov"_a = false, "rectify"_a = true, "threshold"_a = 5.0, "rectify_at_threshold"_a = false,
+            "warmup"_a = "momentum", "eps_on"_a = "sqrt_v", "What a step of one group needs; ValueError where one is out of range.");
+
+    m.def("step", &radam::python::step, "groups"_a, "nonfinite"_a, "Check all groups, then step them; see step.hpp.");
+    m.def("check_params", &radam::python::check_params, "groups"_a, "Check (params, names) of all groups.");
+    m.def("limit", &radam::python::limit, "groups"_a, "Move the bytes of a step and compute nothing. Garbles the arrays.");
+    m.def("describe", &radam::python::describe, "array"_a, "names"_a = nb::none(), "group"_a = 0, "index"_a = 0,
+          "(dtype name, shape, dimensions in memory order) of an array.");
+
+    m.def("coefficients", &coefficients, "hyperparameters"_a, "t"_a, "dtype"_a = "float32", "The coefficients of step t.");
+    m.def("rectification", &rectification, "hyperparameters"_a, "t"_a, "r of step t, or None while it is not rectified.");
+    m.def("one_minus_power", [](double beta, std::int64_t t) { return radam::one_minus_power(beta, checked_step(t)); },
+          "beta"_a, "t"_a, "1 - beta^t.");
+    m.def("rho", [](double beta2, std::int64_t t) { return radam::rho(radam::power_sums(beta2, checked_step(t))); },
+          "beta2"_a, "t"_a, "The length of the approximated simple moving average at step t.");
+    m.def("rho_infinity", &radam::rho_infinity, "beta2"_a, "Its limit, 2 / (1 - beta2) - 1.");
+
+    m.def("isas", &radam::isas, "The names that RADAM_ISA takes on this machine, best first.");
+    m.def("isa", &radam::current_isa, "The instruction set in use.");
+    m.def("set_isa", &radam::set_isa, "name"_a, "Use another instruction set from now on: for tests.");
+    m.def("num_threads", &radam::num_threads, "Threads that a step may use.");
+    m.def("set_num_threads", &radam::set_num_threads, "count"_a, "Use another number of threads from now on.");
+}

@@ -1,0 +1,32 @@
+// One step over the arrays of Python: check everything, then run.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <radam/schedule.hpp>
+
+#include <cstddef>
+#include <string>
+
+namespace radam::python {
+
+// groups: a tuple with one tuple per parameter group,
+//   (hyperparameters, lrs, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, names)
+// where lrs is None or a dict from step number to learning rate, the arrays are tuples of equal length (a grad may be
+// None: that parameter is skipped; max_exp_avg_sqs is None without amsgrad), steps is a writable int64 array with the
+// steps each parameter has taken, which the call advances, and names is None or a tuple.
+// nonfinite: "propagate", "skip" or "raise". Returns false when the step was skipped.
+bool step(const nanobind::tuple& groups, const std::string& nonfinite);
+
+// What parameters alone can fail of the checks of a step: a tuple (params, names) per group.
+void check_params(const nanobind::tuple& groups);
+
+// Moves the bytes that step would and computes nothing, for benchmarks. Garbles the arrays.
+void limit(const nanobind::tuple& groups);
+
+// (dtype name, shape, dimensions in memory order) of a parameter: what its moments are made after.
+nanobind::tuple describe(nanobind::handle array, nanobind::handle names, std::size_t group, std::size_t index);
+
+// What a user is told of a hyperparameter that breaks a rule.
+std::string message(const Violation& found);
+
+}  // namespace radam::python

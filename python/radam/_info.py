@@ -1,0 +1,55 @@
+"""What this radam is and what it runs on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from . import _step
+
+__version__ = _step.__version__
+
+FRAMEWORKS = ("numpy", "ml_dtypes", "torch", "cupy", "jax", "paddle", "mindspore", "lucid")
+_DISTRIBUTIONS = {"paddle": "paddlepaddle", "lucid": "lucid-dl"}
+
+
+def config() -> dict[str, Any]:
+    """Return what show_config prints. Imports no framework."""
+    return {
+        "radam": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "isa": _step.isa(),
+        "isas": _step.isas(),
+        "threads": _step.get_num_threads(),
+        "cuda": "off: this radam is built without CUDA",
+        "frameworks": {name: version for name in FRAMEWORKS if (version := _version(name)) is not None},
+    }
+
+
+def _version(framework: str) -> str | None:
+    import importlib.metadata  # here: it takes longer to import than the rest of radam
+    import importlib.util
+
+    if importlib.util.find_spec(framework) is None:
+        return None
+    try:
+        return importlib.metadata.version(_DISTRIBUTIONS.get(framework, framework))
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def show_config() -> None:
+    """Print the version, the instruction set in use and those that could be, the threads, CUDA, the frameworks found.
+
+    >>> import radam
+    >>> radam.show_config()  # doctest: +ELLIPSIS
+    radam ...
+    """
+    found = config()
+    print(f"radam {found['radam']} on Python {found['python']}, {found['machine']}")
+    print(f"  instruction set  {found['isa']} (RADAM_ISA takes: {', '.join(found['isas'])})")
+    print(f"  threads          {found['threads']} (RADAM_NUM_THREADS, radam.set_num_threads)")
+    print(f"  CUDA             {found['cuda']}")
+    print("  frameworks       " + ", ".join(f"{name} {version}" for name, version in found["frameworks"].items()))

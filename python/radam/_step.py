@@ -1,0 +1,69 @@
+"""The only importer of the native core."""
+
+from __future__ import annotations
+
+from ._core import (
+    Hyperparameters,
+    __version__,
+    check_params,
+    coefficients,
+    describe,
+    isa,
+    limit,
+    rho_infinity,
+    step,
+)
+from ._core import isas as _isas
+from ._core import num_threads as _num_threads
+from ._core import rectification as rectification_of
+from ._core import set_num_threads as _set_num_threads
+
+__all__ = [
+    "Hyperparameters",
+    "__version__",
+    "check_params",
+    "coefficients",
+    "describe",
+    "get_num_threads",
+    "isa",
+    "isas",
+    "limit",
+    "rectification_of",
+    "rho_infinity",
+    "set_num_threads",
+    "step",
+]
+
+
+def isas() -> list[str]:
+    """Return the instruction sets that this machine can run, best first.
+
+    These are the names that the environment variable ``RADAM_ISA`` takes; the first one is used without it. All of
+    them give the same bits.
+
+    >>> import radam
+    >>> radam.isas()[-1]
+    'portable'
+    """
+    return _isas()
+
+
+def get_num_threads() -> int:
+    """Return how many threads a step may use, the calling one included.
+
+    The default is ``RADAM_NUM_THREADS``, else the number of cores this process may run on. Steps of less than 65536
+    elements in total run on the calling thread alone. The result of a step does not depend on it.
+    """
+    return _num_threads()
+
+
+def set_num_threads(count: int) -> None:
+    """Set how many threads a step may use, the calling one included.
+
+    Args:
+        count: from 1 to 1024.
+
+    Raises:
+        ValueError: if count is outside that range.
+    """
+    _set_num_threads(count)

@@ -1,0 +1,413 @@
+"""RAdam and Adam over arrays of any framework, updated in place."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from . import _step, groups, state
+from .conventions import Convention, find_convention
+from .groups import Array, Group
+
+NonFinite = Literal["propagate", "skip", "raise"]
+Hook = Callable[..., Any]
+
+
+class RemovableHandle:
+    """What registers a hook; remove() takes it back."""
+
+    def __init__(self, hooks: dict[int, Hook], hook: Hook) -> None:
+        self._hooks = hooks
+        self._key = max(hooks, default=-1) + 1
+        hooks[self._key] = hook
+
+    def remove(self) -> None:
+        """Take the hook back. Once is enough."""
+        self._hooks.pop(self._key, None)
+
+    def __enter__(self) -> RemovableHandle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+class Optimizer:
+    """What RAdam and Adam share: groups, state, and a step that happens wholly or not at all."""
+
+    param_groups: list[Group]
+    """One dict per group: "params", the hyperparameters (edit them, they are checked at the next step), and, where
+    parameters have names, "param_names"."""
+
+    defaults: dict[str, Any]
+    """The hyperparameters of groups that do not say their own."""
+
+    _rectify = True
+
+    def __init__(self, params: Any, defaults: dict[str, Any], convention: Convention, nonfinite: NonFinite) -> None:
+        if nonfinite not in ("propagate", "skip", "raise"):
+            raise ValueError(f"nonfinite must be 'propagate', 'skip' or 'raise', got {nonfinite!r}")
+        self.convention = convention
+        self.nonfinite = nonfinite
+        self.defaults = defaults
+        self._set_up()
+        self._hyperparameters({**defaults}, "the defaults")
+        self._adopt([], groups.as_groups(params))
+
+    def _set_up(self) -> None:
+        self._busy = threading.Lock()
+        self._pre_hooks: dict[int, Hook] = {}
+        self._post_hooks: dict[int, Hook] = {}
+        if not hasattr(self, "param_groups"):
+            self.param_groups = []
+            self._states: list[state.GroupState] = []
+
+    # ---- groups
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Add a group of parameters: a dict with "params" and any hyperparameters of its own.
+
+        Raises:
+            TypeError, ValueError: if something in it cannot be stepped; the optimizer is unchanged.
+        """
+        with self._alone("add_param_group"):
+            self._adopt(self.param_groups, [groups.as_group(param_group)])
+
+    def _adopt(self, present: list[Group], new: list[Group]) -> None:
+        for g, group in enumerate(new, start=len(present)):
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+            self._hyperparameters(group, f"group {g}")
+        both = [*present, *new]
+        groups.check_distinct(both)
+        _step.check_params(tuple((self._arrays(group), _names(group)) for group in both))
+        states = [*self._states, *(state.GroupState(len(group["params"])) for group in new)]
+        for g, group in enumerate(new, start=len(present)):
+            self._warn_if_never_rectified(group, g)
+        self.param_groups, self._states = both, states
+
+    def _arrays(self, group: Group) -> tuple[Array, ...]:
+        return tuple(groups.array_of(param) for param in group["params"])
+
+    def _hyperparameters(self, group: Group, what: str, lr: float | None = None) -> _step.Hyperparameters:
+        try:
+            decay = groups.number("weight_decay", group["weight_decay"])
+            return self.convention.hyperparameters(
+                lr=groups.number("lr", group["lr"]) if lr is None and not callable(group["lr"]) else lr or 0.0,
+                betas=groups.pair("betas", group["betas"]),
+                eps=groups.number("eps", group["eps"]),
+                weight_decay=decay,
+                decoupled_weight_decay=self.convention.is_decoupled(group["decoupled_weight_decay"], decay),
+                maximize=bool(group["maximize"]),
+                amsgrad=bool(group["amsgrad"]),
+                rectify=self._rectify,
+            )
+        except KeyError as error:
+            raise ValueError(f"{what}: the entry {error} is missing") from None
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{what}: {error}") from None
+
+    def _warn_if_never_rectified(self, group: Group, g: int) -> None:
+        beta2 = groups.pair("betas", group["betas"])[1]
+        limit, threshold = _step.rho_infinity(beta2), self.convention.threshold
+        if self._rectify and not (limit > threshold or (limit == threshold and self.convention.rectify_at_threshold)):
+            what = "only momentum" if self.convention.warmup == "momentum" else "no update at all"
+            warnings.warn(
+                f"group {g}: with betas[1]={beta2} rho never exceeds {limit:.3g}, so that no step is ever rectified and "
+                f"there is {what} (convention {self.convention.name!r} rectifies above {threshold:g})",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    # ---- steps
+
+    def step(self, closure: Callable[[], Any] | None = None, *, grads: Any = None) -> Any:
+        """Take one step, wholly or not at all.
+
+        Args:
+            closure: computes the gradients anew and returns the loss.
+            grads: the gradients, one for each parameter in the order of the groups, or a dict by parameter name; None
+                for a parameter skips it, and its step count stays. Default: each parameter's .grad.
+
+        Returns:
+            What closure returned, or None.
+
+        Raises:
+            TypeError: if a gradient is no array, or of a dtype that is not float64, float32, bfloat16 or float16.
+            ValueError: if shapes, dtypes or memory do not fit, or a hyperparameter is out of range.
+            FloatingPointError: with nonfinite="raise", if a gradient holds an inf or a NaN.
+            RuntimeError: if a step of this optimizer is under way, or an array is not on the CPU.
+            After any of them every parameter, moment and step count is what it was.
+        """
+        with self._alone("step"):
+            args, kwargs = (closure,), {"grads": grads}
+            for hook in list(self._pre_hooks.values()):
+                changed = hook(self, args, kwargs)
+                if changed is not None:
+                    if not (isinstance(changed, tuple) and len(changed) == 2):
+                        raise RuntimeError(f"a step pre-hook must return None or (args, kwargs), got {changed!r}")
+                    args, kwargs = changed
+            loss = self._step(*args, **kwargs)
+            for hook in list(self._post_hooks.values()):
+                hook(self, args, kwargs)
+            return loss
+
+    def __call__(self, grads: Any) -> None:
+        """Step with these gradients, as in MindSpore: the same as step(grads=grads)."""
+        self.step(grads=grads)
+
+    def _step(self, closure: Callable[[], Any] | None = None, *, grads: Any = None) -> Any:
+        loss = closure() if closure is not None else None
+        gradients = groups.grads_by_group(self.param_groups, grads)
+        made: list[list[tuple[str, int]]] = []
+        try:
+            plans = tuple(
+                self._plan(g, group, self._states[g], gradients[g], made) for g, group in enumerate(self.param_groups)
+            )
+            happened = _step.step(plans, self.nonfinite)
+        except BaseException:
+            self._undo(made)
+            raise
+        if not happened:
+            self._undo(made)
+        else:
+            for plan in plans:
+                groups.note_changes_to_torch(p for p, grad in zip(plan[2], plan[3]) if grad is not None)
+        return loss
+
+    def _plan(
+        self, g: int, group: Group, held: state.GroupState, grads: list[Array], made: list[list[tuple[str, int]]]
+    ) -> tuple[Any, ...]:
+        """Everything the core needs for one group, in the order that it takes."""
+        params = self._arrays(group)
+        if len(params) != len(held.steps):
+            raise ValueError(
+                f"group {g} has {len(params)} parameters where it had {len(held.steps)}; use add_param_group to add some"
+            )
+        lr, rates = None, None
+        if callable(group["lr"]):
+            lr, rates = groups.learning_rates(group["lr"], held.steps, [grad is not None for grad in grads])
+        hyperparameters = self._hyperparameters(group, f"group {g}", lr)
+        names = state.moments_of(group)
+        made.append([])
+        made[g] = held.create(g, names, params, grads)
+        moments = [tuple(held.moments[name]) for name in names]
+        last = moments[2] if len(moments) == 3 else None
+        return (hyperparameters, rates, params, tuple(grads), moments[0], moments[1], last, held.steps, _names(group))
+
+    def _undo(self, made: list[list[tuple[str, int]]]) -> None:
+        for held, parts in zip(self._states, made):
+            held.undo(parts)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Set the .grad of every parameter to None, or to zeros in place. Plain arrays have none."""
+        groups.clear_grads(self.param_groups, set_to_none)
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError(
+                f"{what} was called while a step of this optimizer is under way (in another thread, or from a hook or a "
+                "closure); use one optimizer from one thread at a time"
+            )
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    # ---- hooks
+
+    def register_step_pre_hook(self, hook: Hook) -> RemovableHandle:
+        """Call hook(optimizer, args, kwargs) before each step; it may return new (args, kwargs).
+
+        An exception in it stops the step before anything changed. Returns a handle whose remove() takes it back.
+        """
+        return RemovableHandle(self._pre_hooks, hook)
+
+    def register_step_post_hook(self, hook: Hook) -> RemovableHandle:
+        """Call hook(optimizer, args, kwargs) after each step. Returns a handle whose remove() takes it back."""
+        return RemovableHandle(self._post_hooks, hook)
+
+    # ---- state
+
+    @property
+    def state(self) -> list[dict[str, Any]]:
+        """The state of each parameter in order: "step" and the moments, live. Empty before its first step."""
+        return [held.of(i) for held in self._states for i in range(len(held.steps))]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a later run needs to go on with the same bits, as plain scalars and arrays (copies).
+
+        The keys are "version", "state" (by parameter index: "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq") and
+        "param_groups". An lr that is a function of the step is saved as None and kept at load.
+        """
+        with self._alone("state_dict"):
+            return state.copy_arrays(state.to_dict(self.param_groups, self._states))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what state_dict gave. The arrays are copied.
+
+        Raises:
+            ValueError: naming the key that is missing, of the wrong shape, dtype or value; the optimizer is unchanged.
+        """
+        with self._alone("load_state_dict"):
+            entries, states = state.from_dict(state_dict, self.param_groups)
+            loaded = []
+            for g, (group, entry) in enumerate(zip(self.param_groups, entries)):
+                self._hyperparameters(entry, f"param_groups[{g}]")
+                kept = {key: group[key] for key in ("params", "param_names") if key in group}
+                loaded.append({**kept, **entry})
+            self.param_groups, self._states = loaded, states
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a safetensors file: complete, or not at all, also when the process is killed."""
+        with self._alone("save"):
+            state.write_file(path, state.to_dict(self.param_groups, self._states))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over a state that save wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is something else, broken, or of other parameters; the optimizer is unchanged.
+        """
+        self.load_state_dict(state.read_file(path))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Hooks stay behind, as in torch: they seldom pickle, and belong to the program rather than the training.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_busy", "_pre_hooks", "_post_hooks")}
+
+    def __setstate__(self, content: dict[str, Any]) -> None:
+        self.__dict__.update(content)
+        self._set_up()
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for g, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {g}: {len(group['params'])} parameters")
+            lines += [f"    {key}: {value}" for key, value in sorted(group.items()) if key not in ("params", "param_names")]
+        return "\n".join([*lines, ")"])
+
+
+def _names(group: Group) -> tuple[str, ...] | None:
+    names = group.get("param_names")
+    return None if names is None else tuple(names)
+
+
+class RAdam(Optimizer):
+    """Rectified Adam over arrays on the CPU, updated in place.
+
+    With m and v the moving averages of the gradient and its square, a step is p -= lr * r * sqrt(1 - beta2^t) /
+    (1 - beta1^t) * m / (sqrt(v) + eps) once it is rectified, and p -= lr * m / (1 - beta1^t) before. The rectification
+    r is radam.rectification(t, beta2); docs/design.md has the whole law.
+
+    Args:
+        params: an iterable of arrays, of (name, array) pairs, of objects with .grad, or of group dicts; or a dict of
+            named arrays. Arrays are NumPy's (also ml_dtypes bfloat16), PyTorch CPU tensors, or anything on the CPU with
+            __dlpack__ or the buffer protocol, of dtype float64, float32, bfloat16 or float16 and any shape. Moments are
+            float32 (float64 for float64). Strided views work; memory that overlaps is refused.
+        lr: the learning rate: a number, a 0-d array (read at every step), or a function of the step number, which is 1
+            for the first step.
+        betas: the decay rates of m and v, at least 0 and below 1.
+        eps: added to the denominator; None for the convention's own (1e-8; tfa 1e-7).
+        weight_decay: the strength of the decay.
+        decoupled_weight_decay: True shrinks the parameter by lr * weight_decay, False adds weight_decay * p to the
+            gradient, None is the convention's own.
+        maximize: go up the gradient instead of down.
+        amsgrad: divide by the largest v so far.
+        convention: whose reading of RAdam: a name in radam.CONVENTIONS or a radam.Convention.
+        nonfinite: what an inf or NaN in a gradient does: "propagate" (as in IEEE arithmetic), "skip" the whole step, or
+            "raise" FloatingPointError. The latter two change nothing.
+
+    Raises:
+        TypeError: if a parameter is no array or of another dtype.
+        ValueError: if a hyperparameter is out of range, a parameter is read-only, comes twice or overlaps another, or
+            the convention has no such decay.
+
+    A UserWarning says so where beta2 is so small that no step is ever rectified.
+
+    >>> import numpy as np, radam
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = radam.RAdam({"w": w}, lr=0.1)
+    >>> for _ in range(100):
+    ...     opt.step(grads={"w": 2 * w})  # the gradient of sum(w**2)
+    >>> bool(abs(w).max() < 0.1)
+    True
+
+    Source: Liu et al. 2020, "On the Variance of the Adaptive Learning Rate and Beyond", https://arxiv.org/abs/1908.03265.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | None = None,
+        weight_decay: float = 0.0,
+        *,
+        decoupled_weight_decay: bool | None = None,
+        maximize: bool = False,
+        amsgrad: bool = False,
+        convention: str | Convention = "torch",
+        nonfinite: NonFinite = "propagate",
+    ) -> None:
+        found = find_convention(convention)
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": found.eps if eps is None else eps,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+            "amsgrad": amsgrad,
+        }
+        super().__init__(params, defaults, found, nonfinite)
+
+
+class Adam(Optimizer):
+    """Adam over arrays on the CPU, updated in place: the same law, with r = 1 from the first step.
+
+    A step is p -= lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps). Arguments and errors are those of
+    radam.RAdam; ``amsgrad`` takes the maximum of the uncorrected v, as torch does, and ``decoupled_weight_decay=True``
+    makes it AdamW.
+
+    >>> import numpy as np, radam
+    >>> w = np.ones(3, np.float32)
+    >>> opt = radam.Adam([w], lr=0.1)
+    >>> opt.step(grads=[np.full(3, 5, np.float32)])
+    >>> w
+    array([0.9, 0.9, 0.9], dtype=float32)
+
+    Source: Kingma and Ba 2015, https://arxiv.org/abs/1412.6980; amsgrad: Reddi et al. 2018; decoupled decay: Loshchilov
+    and Hutter 2019.
+    """
+
+    _rectify = False
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        amsgrad: bool = False,
+        nonfinite: NonFinite = "propagate",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+            "amsgrad": amsgrad,
+        }
+        super().__init__(params, defaults, Convention("adam", eps_on="sqrt_v_hat"), nonfinite)

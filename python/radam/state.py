@@ -1,0 +1,242 @@
+"""What an optimizer remembers of each parameter, as dicts of arrays and as safetensors files."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._step import describe
+from .groups import Array, Group, array_of
+
+VERSION = 1
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+def moments_of(group: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the moments that a group keeps."""
+    return MOMENTS if group["amsgrad"] else MOMENTS[:2]
+
+
+def zeros_like(param: Array, index: int = 0, group: int = 0) -> np.ndarray[Any, Any]:
+    """Return a moment of zeros for a parameter, in the parameter's own memory order: fp32, or fp64 for fp64."""
+    dtype, shape, order = describe(param, None, group, index)
+    made = np.zeros([shape[d] for d in order], np.float64 if dtype == "float64" else np.float32)
+    return made.transpose(np.argsort(order)) if shape else made
+
+
+class GroupState:
+    """The step counts and moments of one group, in lists parallel to its params. No state: None, and 0 steps."""
+
+    def __init__(self, count: int) -> None:
+        self.steps = np.zeros(count, np.int64)
+        self.moments: dict[str, list[Any]] = {name: [None] * count for name in MOMENTS}
+
+    def create(self, group: int, names: Sequence[str], params: Sequence[Array], grads: Sequence[Array]) -> list[tuple[str, int]]:
+        """Make the moments that are missing where there is a gradient. Returns what was made, for undo."""
+        made: list[tuple[str, int]] = []
+        try:
+            for name in names:
+                moments = self.moments[name]
+                for i, moment in enumerate(moments):
+                    if moment is None and grads[i] is not None:
+                        moments[i] = zeros_like(params[i], i, group)
+                        made.append((name, i))
+        except BaseException:
+            self.undo(made)
+            raise
+        return made
+
+    def undo(self, made: Sequence[tuple[str, int]]) -> None:
+        """Forget moments that create made for a step that did not happen."""
+        for name, i in made:
+            self.moments[name][i] = None
+
+    def of(self, index: int) -> dict[str, Any]:
+        """Return the state of one parameter: its step count and its moments, live. Empty before its first step."""
+        if self.steps[index] == 0:
+            return {}
+        found = {name: moments[index] for name, moments in self.moments.items() if moments[index] is not None}
+        return {"step": int(self.steps[index]), **found}
+
+
+def plain(key: str, value: Any) -> Any:
+    """Return a group's entry as a plain scalar, string or tuple; a function (lr) is not state and becomes None."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return tuple(plain(key, v) for v in value)
+    if callable(value) and not hasattr(value, "item"):
+        return None
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"the group entry {key!r} is a {type(value).__name__}; only numbers, strings and tuples can be saved")
+
+
+def to_dict(groups: Sequence[Group], states: Sequence[GroupState]) -> dict[str, Any]:
+    """Return everything there is to save, the arrays not copied."""
+    out: dict[str, Any] = {"version": VERSION, "state": {}, "param_groups": []}
+    index = 0
+    for group, state in zip(groups, states):
+        entry = {key: plain(key, value) for key, value in group.items() if key != "params"}
+        entry["params"] = list(range(index, index + len(group["params"])))
+        out["param_groups"].append(entry)
+        for i in range(len(group["params"])):
+            found = state.of(i)
+            if found:
+                out["state"][index + i] = found
+        index += len(group["params"])
+    return out
+
+
+def from_dict(saved: Any, groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[GroupState]]:
+    """Return new group entries and states from what to_dict gave, made completely and checked; ValueError naming the key."""
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"a state dict must be a dict, got {type(saved).__name__}")
+    if _entry(saved, "version", "the state dict") != VERSION:
+        raise ValueError(f"the state dict has version {saved['version']!r}; this radam reads version {VERSION}")
+    saved_groups, saved_state = _entry(saved, "param_groups", "the state dict"), _entry(saved, "state", "the state dict")
+    if not isinstance(saved_groups, Sequence) or len(saved_groups) != len(groups):
+        raise ValueError(f"param_groups: the state dict must hold {len(groups)} groups, as the optimizer does")
+    if not isinstance(saved_state, Mapping):
+        raise ValueError(f"state: must be a dict, got {type(saved_state).__name__}")
+
+    entries: list[dict[str, Any]] = []
+    states: list[GroupState] = []
+    used: set[Any] = set()
+    for g, (group, saved_group) in enumerate(zip(groups, saved_groups)):
+        what = f"param_groups[{g}]"
+        if not isinstance(saved_group, Mapping):
+            raise ValueError(f"{what} must be a dict, got {type(saved_group).__name__}")
+        indices = _entry(saved_group, "params", what)
+        if not isinstance(indices, Sequence) or len(indices) != len(group["params"]):
+            raise ValueError(f"{what}['params'] must list {len(group['params'])} parameters, as the optimizer does")
+        entry = {}
+        for key in group:
+            if key not in ("params", "param_names"):
+                value = _entry(saved_group, key, what)
+                entry[key] = group[key] if key == "lr" and value is None else value
+        extra = {key: value for key, value in saved_group.items() if key not in group and key not in ("params", "param_names")}
+        entries.append({**extra, **entry})
+        state = GroupState(len(indices))
+        for i, index in enumerate(indices):
+            if not isinstance(index, int) or index in used:
+                raise ValueError(f"{what}['params'] holds {index!r}, which is no index, or one used before")
+            used.add(index)
+            if index in saved_state:
+                _read(saved_state[index], f"state[{index}]", entry, state, g, i, array_of(group["params"][i]))
+        states.append(state)
+    for index in saved_state:
+        if index not in used:
+            raise ValueError(f"state[{index!r}] belongs to no parameter of param_groups")
+    return entries, states
+
+
+def _entry(mapping: Mapping[Any, Any], key: str, what: str) -> Any:
+    if key not in mapping:
+        raise ValueError(f"{what} has no {key!r}")
+    return mapping[key]
+
+
+def _read(saved: Any, what: str, group: Mapping[str, Any], state: GroupState, g: int, i: int, param: Array) -> None:
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"{what} must be a dict, got {type(saved).__name__}")
+    step = _entry(saved, "step", what)
+    if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not 0 <= step < 2**62:
+        raise ValueError(f"{what}['step'] must be a whole number from 0 to 2^62, got {step!r}")
+    wanted = moments_of(group)
+    for name in wanted:
+        moment = _entry(saved, name, what)
+        fresh = zeros_like(param, i, g)
+        array = np.asarray(moment)
+        if array.dtype != fresh.dtype:
+            raise ValueError(f"{what}[{name!r}] has dtype {array.dtype}; the moments of this parameter are {fresh.dtype}")
+        if array.shape != fresh.shape:
+            raise ValueError(f"{what}[{name!r}] has shape {array.shape}, the parameter {fresh.shape}")
+        fresh[...] = array
+        state.moments[name][i] = fresh
+    for key in saved:
+        if key not in ("step", *MOMENTS):
+            raise ValueError(f"{what} has {key!r}, which this radam does not know")
+    state.steps[i] = step
+
+
+def copy_arrays(saved: dict[str, Any]) -> dict[str, Any]:
+    """Give a state dict arrays of its own."""
+    state = {
+        index: {key: value.copy("K") if isinstance(value, np.ndarray) else value for key, value in entry.items()}
+        for index, entry in saved["state"].items()
+    }
+    return {**saved, "state": state}
+
+
+def write_file(path: str | os.PathLike[str], saved: Mapping[str, Any]) -> None:
+    """Write a state dict as safetensors: to a temporary file beside it, synced, then renamed over the old one."""
+    from safetensors.numpy import save_file
+
+    steps, tensors = {}, {}
+    for index, entry in saved["state"].items():
+        steps[str(index)] = entry["step"]
+        for name in MOMENTS:
+            if name in entry:
+                tensors[f"{index}.{name}"] = np.ascontiguousarray(entry[name]).reshape(entry[name].shape)
+    header = {"version": saved["version"], "param_groups": saved["param_groups"], "steps": steps}
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=target.name + ".", suffix=".tmp", dir=target.parent)
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={"radam": json.dumps(header)})
+        if target.exists():
+            os.chmod(temporary, target.stat().st_mode & 0o777)
+        else:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+        _sync(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        _sync(target.parent)  # the rename itself
+
+
+def _sync(path: str | os.PathLike[str]) -> None:
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what write_file wrote, as a state dict; ValueError where it is something else, or broken."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if "radam" not in metadata:
+                raise ValueError(f"{path} was not saved by radam: its metadata has no 'radam'")
+            header = json.loads(metadata["radam"])
+            steps = header["steps"]
+            state: dict[int, dict[str, Any]] = {int(index): {"step": step} for index, step in steps.items()}
+            for key in file.keys():  # noqa: SIM118  (not a dict)
+                index, name = key.split(".", 1)
+                if int(index) not in state:
+                    raise ValueError(f"{path} holds {key!r} of a parameter without a step count")
+                state[int(index)][name] = file.get_tensor(key)
+            groups = [
+                {key: tuple(v) if isinstance(v, list) and key != "params" else v for key, v in group.items()}
+                for group in header["param_groups"]
+            ]
+            return {"version": header["version"], "state": state, "param_groups": groups}
+    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read as a saved radam state: {error}") from error
