@@ -49,11 +49,10 @@ function(radam_find_xsimd)
 
   include(FetchContent)
   FetchContent_Declare(xsimd_source
-    URL https://github.com/xtensor-stack/xsimd/archive/refs/tags/14.1.0.tar.gz)
-  FetchContent_GetProperties(xsimd_source)
-  if(NOT xsimd_source_POPULATED)
-    FetchContent_Populate(xsimd_source)
-  endif()
+    URL https://github.com/xtensor-stack/xsimd/archive/refs/tags/14.1.0.tar.gz
+    URL_HASH SHA256=8da77b66214e73565f6111ba494322c853552b7b40cff69779b42e2100eed16f
+    SOURCE_SUBDIR headers-only)  # no such folder: its own targets are not wanted
+  FetchContent_MakeAvailable(xsimd_source)
   set(RADAM_XSIMD_INCLUDE_DIR "${xsimd_source_SOURCE_DIR}/include" CACHE PATH "" FORCE)
 endfunction()
 

@@ -54,7 +54,8 @@ bool has_avx2() noexcept {
 bool has_avx512() noexcept {
     int leaf7[4];
     __cpuidex(leaf7, 7, 0);
-    const bool all = bit(leaf7[1], 16) && bit(leaf7[1], 17) && bit(leaf7[1], 28) && bit(leaf7[1], 30) && bit(leaf7[1], 31);
+    const bool all =
+        bit(leaf7[1], 16) && bit(leaf7[1], 17) && bit(leaf7[1], 28) && bit(leaf7[1], 30) && bit(leaf7[1], 31);
     return has_avx2() && system_saves(0xe6) && all;
 }
 #else
@@ -64,7 +65,8 @@ bool has_avx2() noexcept {
 
 bool has_avx512() noexcept {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
 }
 #endif
 #endif
@@ -101,13 +103,15 @@ const Sweeps* find(const std::string& name, const std::string& what) {
     for (const Sweeps& sweeps : compiled) {
         if (name != sweeps.name) continue;
         if (sweeps.runs_here()) return &sweeps;
-        throw std::invalid_argument(what + "=" + name + ": this processor has no " + name + "; it takes: " + list_of_isas());
+        throw std::invalid_argument(what + "=" + name + ": this processor has no " + name +
+                                    "; it takes: " + list_of_isas());
     }
     throw std::invalid_argument(what + "=" + name + ": no such instruction set; this machine takes: " + list_of_isas());
 }
 
 const Sweeps* from_environment() {
-    if (const char* wanted = std::getenv("RADAM_ISA"); wanted != nullptr && *wanted != '\0') return find(wanted, "RADAM_ISA");
+    if (const char* wanted = std::getenv("RADAM_ISA"); wanted != nullptr && *wanted != '\0')
+        return find(wanted, "RADAM_ISA");
     for (const Sweeps& sweeps : compiled)
         if (sweeps.runs_here()) return &sweeps;
     return nullptr;  // not reached: portable runs everywhere
@@ -123,8 +127,8 @@ const Sweeps& sweeps() {
 }
 
 constexpr int most_threads = 1024;
-constexpr std::int64_t tile_alignment = 64;             // elements: no cache line is written by two threads
-constexpr std::int64_t alone_below = 64 * 1024;         // elements: less than this, waking a thread costs more
+constexpr std::int64_t tile_alignment = 64;      // elements: no cache line is written by two threads
+constexpr std::int64_t alone_below = 64 * 1024;  // elements: less than this, waking a thread costs more
 
 // One parallel region: a thread meets the same memory in every step, because the partition depends on sizes alone.
 struct Region {
@@ -173,7 +177,8 @@ void for_each_tile(const Slot* slots, std::size_t count, F f) noexcept {
 
 int checked_threads(const char* what, long count) {
     if (count >= 1 && count <= most_threads) return static_cast<int>(count);
-    throw std::invalid_argument(std::string(what) + " must be a whole number from 1 to " + std::to_string(most_threads));
+    throw std::invalid_argument(std::string(what) + " must be a whole number from 1 to " +
+                                std::to_string(most_threads));
 }
 
 }  // namespace

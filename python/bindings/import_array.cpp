@@ -103,8 +103,10 @@ DType dlpack_dtype(const dlpack::DataType& dtype, const Where& where) {
     }
     if (dtype.lanes == 1 && dtype.code == dlpack::code_bfloat && dtype.bits == 16) return DType::bf16;
     static constexpr const char* names[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
-    const std::string name = dtype.code < 7 ? names[dtype.code] : "of DLPack code " + std::to_string(dtype.code) + ", bits ";
-    refuse_dtype(where, name + std::to_string(dtype.bits) + (dtype.lanes == 1 ? "" : "x" + std::to_string(dtype.lanes)));
+    const std::string name =
+        dtype.code < 7 ? names[dtype.code] : "of DLPack code " + std::to_string(dtype.code) + ", bits ";
+    refuse_dtype(where,
+                 name + std::to_string(dtype.bits) + (dtype.lanes == 1 ? "" : "x" + std::to_string(dtype.lanes)));
 }
 
 DType buffer_dtype(const Py_buffer& view, const Where& where) {
@@ -126,7 +128,8 @@ std::string caught_message() {
 
 void check_dims(std::int64_t ndim, const Where& where) {
     if (ndim >= 0 && ndim <= most_dims) return;
-    refuse_value(where, "has " + std::to_string(ndim) + " dimensions; at most " + std::to_string(most_dims) + " are taken");
+    refuse_value(where,
+                 "has " + std::to_string(ndim) + " dimensions; at most " + std::to_string(most_dims) + " are taken");
 }
 
 }  // namespace
@@ -134,7 +137,8 @@ void check_dims(std::int64_t ndim, const Where& where) {
 std::string Where::text() const {
     std::string text = std::string(role) + " " + std::to_string(index);
     if (names != nullptr && names != Py_None) {
-        const nb::object name = nb::borrow<nb::object>(nb::handle(PyTuple_GetItem(names, static_cast<Py_ssize_t>(index))));
+        const nb::object name =
+            nb::borrow<nb::object>(nb::handle(PyTuple_GetItem(names, static_cast<Py_ssize_t>(index))));
         if (!name.is_none()) text += " ('" + nb::cast<std::string>(nb::str(name)) + "')";
     }
     return text + " of group " + std::to_string(group);
@@ -162,12 +166,15 @@ Array Imports::add(PyObject* object, Access access, const Where& where) {
         case Source::buffer: return from_buffer(object, access, where);
         case Source::jax:
             if (access == Access::read) return from_dlpack(object, access, where);
-            refuse_value(where, "is a JAX array, which must not change in place; keep the parameters as NumPy arrays "
-                                "(numpy.array(x) makes a copy) and hand JAX gradients to step(grads=...)");
+            refuse_value(where,
+                         "is a JAX array, which must not change in place; keep the parameters as NumPy arrays "
+                         "(numpy.array(x) makes a copy) and hand JAX gradients to step(grads=...)");
         case Source::nothing: break;
     }
-    refuse_type(where, "is a " + type_name(object) + ", not an array: hand in a NumPy array, a tensor with __dlpack__, or "
-                       "an object with the buffer protocol, of dtype " + accepted);
+    refuse_type(where, "is a " + type_name(object) +
+                           ", not an array: hand in a NumPy array, a tensor with __dlpack__, or "
+                           "an object with the buffer protocol, of dtype " +
+                           accepted);
 }
 
 Array Imports::from_numpy(PyObject* object, Access access, const Where& where) {
@@ -179,7 +186,8 @@ Array Imports::from_numpy(PyObject* object, Access access, const Where& where) {
     out.data = PyArray_DATA(array);
     out.layout.ndim = PyArray_NDIM(array);
     out.layout.shape = reinterpret_cast<const std::int64_t*>(PyArray_DIMS(array));
-    if (!PyArray_IS_C_CONTIGUOUS(array)) out.layout.strides = reinterpret_cast<const std::int64_t*>(PyArray_STRIDES(array));
+    if (!PyArray_IS_C_CONTIGUOUS(array))
+        out.layout.strides = reinterpret_cast<const std::int64_t*>(PyArray_STRIDES(array));
     out.layout.itemsize = size_of(out.dtype);
     own(object);
     return out;
@@ -192,6 +200,12 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
         // Torch exports no tensor that requires gradients; detached, it is the same memory.
         if (nb::hasattr(source, "requires_grad") && nb::cast<bool>(nb::bool_(source.attr("requires_grad"))))
             source = source.attr("detach")();
+        // Torch also exports a lazily negated view (the imaginary part of a conjugate) without its sign.
+        if (nb::hasattr(source, "is_neg") && nb::cast<bool>(nb::bool_(source.attr("is_neg")()))) {
+            if (access == Access::write)
+                refuse_value(where, "is a lazily negated view, which cannot change in place; hand in its resolve_neg()");
+            source = source.attr("resolve_neg")();
+        }
         try {
             capsule = source.attr("__dlpack__")(nb::arg("max_version") = nb::make_tuple(1, 3));
         } catch (nb::python_error& error) {
@@ -199,19 +213,20 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
             capsule = source.attr("__dlpack__")();  // a producer of before DLPack 1.0
         }
     } catch (nb::python_error& error) {
-        if (error.matches(PyExc_KeyboardInterrupt) || error.matches(PyExc_MemoryError)) throw;
-        refuse_type(where, "(a " + type_name(object) + ") cannot be read through DLPack: " +
-                           nb::cast<std::string>(nb::str(error.value())));
+        if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;  // a Ctrl-C is not the array's fault
+        refuse_type(where, "(a " + type_name(object) +
+                               ") cannot be read through DLPack: " + nb::cast<std::string>(nb::str(error.value())));
     }
 
     // The capsule keeps its name, so that its own destructor calls the deleter when it is released.
     const dlpack::Tensor* tensor = nullptr;
     bool read_only = false, copied = false;
     if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
-        const auto* managed = static_cast<const dlpack::ManagedVersioned*>(
-            PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+        const auto* managed =
+            static_cast<const dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
         if (managed->major != 1)
-            refuse_type(where, "is exported as DLPack " + std::to_string(managed->major) + "; this build reads version 1");
+            refuse_type(where,
+                        "is exported as DLPack " + std::to_string(managed->major) + "; this build reads version 1");
         read_only = (managed->flags & dlpack::flag_read_only) != 0;
         copied = (managed->flags & dlpack::flag_copied) != 0;
         tensor = &managed->tensor;
@@ -223,8 +238,9 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
 
     const std::int32_t device = tensor->device.type;
     if (device == dlpack::cuda || device == dlpack::cuda_managed)
-        throw std::runtime_error(where.text() + " is on a CUDA device, and this radam is built without CUDA; move it to "
-                                                "the CPU, or install a radam with CUDA");
+        throw std::runtime_error(where.text() +
+                                 " is on a CUDA device, and this radam is built without CUDA; move it to "
+                                 "the CPU, or install a radam with CUDA");
     if (device != dlpack::cpu && device != dlpack::cuda_host)
         throw std::runtime_error(where.text() + " is on a device (DLPack type " + std::to_string(device) +
                                  ") that radam cannot reach; move it to the CPU");
@@ -237,7 +253,8 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
     for (int d = 0; d < tensor->ndim; ++d)
         if (tensor->shape[d] < 0) refuse_value(where, "is exported with a negative size");
     if (access == Access::write && read_only) refuse_read_only(where);
-    if (access == Access::write && copied) refuse_value(where, "is exported as a copy, which the step would update in vain");
+    if (access == Access::write && copied)
+        refuse_value(where, "is exported as a copy, which the step would update in vain");
     if (tensor->strides != nullptr) {
         std::vector<std::int64_t> strides(tensor->strides, tensor->strides + tensor->ndim);
         for (std::int64_t& stride : strides) stride *= out.layout.itemsize;
@@ -260,7 +277,8 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
 Array Imports::from_buffer(PyObject* object, Access access, const Where& where) {
     Py_buffer view;
     if (PyObject_GetBuffer(object, &view, PyBUF_STRIDES | PyBUF_FORMAT) != 0)
-        refuse_type(where, "(a " + type_name(object) + ") cannot be read through the buffer protocol: " + caught_message());
+        refuse_type(where,
+                    "(a " + type_name(object) + ") cannot be read through the buffer protocol: " + caught_message());
     buffers_.push_back(view);
     if (access == Access::write && view.readonly != 0) refuse_read_only(where);
     check_dims(view.ndim, where);
@@ -271,17 +289,19 @@ Array Imports::from_buffer(PyObject* object, Access access, const Where& where) 
     static_assert(sizeof(Py_ssize_t) == sizeof(std::int64_t), "64-bit platforms only");
     // Copied: a Py_buffer may point into itself, and this one moves with its vector.
     std::vector<std::int64_t> numbers(view.shape, view.shape + view.ndim);
-    numbers.insert(numbers.end(), view.strides, view.strides + view.ndim);
+    const bool strided = view.strides != nullptr;  // ctypes gives none, though asked
+    if (strided) numbers.insert(numbers.end(), view.strides, view.strides + view.ndim);
     strides_.push_back(std::move(numbers));
-    out.layout = {view.ndim, strides_.back().data(), strides_.back().data() + view.ndim, size_of(out.dtype)};
+    const std::int64_t* const held = strides_.back().data();
+    out.layout = {view.ndim, held, strided ? held + view.ndim : nullptr, size_of(out.dtype)};
     if (is_c_contiguous(out.layout)) out.layout.strides = nullptr;
     return out;
 }
 
 std::int64_t* Imports::add_counters(PyObject* object, std::size_t count) {
     PyArrayObject* const array = reinterpret_cast<PyArrayObject*>(object);
-    if (!PyArray_Check(object) || PyArray_TYPE(array) != NPY_INT64 || !PyArray_ISCARRAY(array) || PyArray_NDIM(array) != 1 ||
-        PyArray_DIM(array, 0) != static_cast<npy_intp>(count))
+    if (!PyArray_Check(object) || PyArray_TYPE(array) != NPY_INT64 || !PyArray_ISCARRAY(array) ||
+        PyArray_NDIM(array) != 1 || PyArray_DIM(array, 0) != static_cast<npy_intp>(count))
         throw nb::type_error("step counts must be a writable int64 array with one element per parameter");
     own(object);
     return static_cast<std::int64_t*>(PyArray_DATA(array));

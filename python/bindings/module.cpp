@@ -38,14 +38,13 @@ template <class V>
 nb::dict as_dict(const radam::Coefficients<V>& c) {
     nb::dict d;
 #define RADAM_FIELD(name) d[#name] = static_cast<double>(c.name);
-    RADAM_FIELD(grad_scale) RADAM_FIELD(coupled_decay)
-    RADAM_FIELD(beta1) RADAM_FIELD(beta1_low) RADAM_FIELD(one_minus_beta1)
-    RADAM_FIELD(beta2) RADAM_FIELD(beta2_low) RADAM_FIELD(one_minus_beta2)
-    RADAM_FIELD(nesterov_m) RADAM_FIELD(nesterov_g)
-    RADAM_FIELD(param_decay) RADAM_FIELD(step_size) RADAM_FIELD(eps) RADAM_FIELD(eps_root)
-    RADAM_FIELD(m_floor) RADAM_FIELD(v_floor)
+    RADAM_FIELD(grad_scale)
+    RADAM_FIELD(coupled_decay)
+    RADAM_FIELD(beta1) RADAM_FIELD(beta1_low) RADAM_FIELD(one_minus_beta1) RADAM_FIELD(beta2) RADAM_FIELD(beta2_low)
+        RADAM_FIELD(one_minus_beta2) RADAM_FIELD(nesterov_m) RADAM_FIELD(nesterov_g) RADAM_FIELD(param_decay)
+            RADAM_FIELD(step_size) RADAM_FIELD(eps) RADAM_FIELD(eps_root) RADAM_FIELD(m_floor) RADAM_FIELD(v_floor)
 #undef RADAM_FIELD
-    return d;
+                return d;
 }
 
 nb::dict coefficients(const Hyperparameters& h, std::int64_t t, const std::string& dtype) {
@@ -67,7 +66,7 @@ std::optional<double> rectification(const Hyperparameters& h, std::int64_t t) {
 }  // namespace
 
 NB_MODULE(_core, m) {
-    m.attr("__version__") = RADAM_VERSION;
+    m.attr("version") = RADAM_VERSION;
     m.doc() = "The native core of radam. Private: use the radam package.";
     if (!radam::python::load_numpy()) throw nb::python_error();
     radam::current_isa();  // refuse a bad RADAM_ISA or RADAM_NUM_THREADS now, not in the first step
@@ -76,32 +75,48 @@ NB_MODULE(_core, m) {
     nb::class_<Hyperparameters>(m, "Hyperparameters")
         .def(
             "__init__",
-            [](Hyperparameters* h, double lr, double beta1, double beta2, double eps, double eps_root, double weight_decay,
-               bool decoupled_weight_decay, double grad_scale, bool maximize, bool amsgrad, bool nesterov, bool rectify,
-               double threshold, bool rectify_at_threshold, const std::string& warmup, const std::string& eps_on) {
-                new (h) Hyperparameters(checked(
-                    {lr, beta1, beta2, eps, eps_root, weight_decay, grad_scale, decoupled_weight_decay, maximize, amsgrad,
-                     nesterov, rectify, threshold, rectify_at_threshold,
-                     choice<radam::Warmup>("warmup", warmup, "momentum", "moments_only"),
-                     choice<radam::EpsOn>("eps_on", eps_on, "sqrt_v", "sqrt_v_hat")}));
+            [](Hyperparameters* h, double lr, double beta1, double beta2, double eps, double eps_root,
+               double weight_decay, bool decoupled_weight_decay, double grad_scale, bool maximize, bool amsgrad,
+               bool nesterov, bool rectify, double threshold, bool rectify_at_threshold, const std::string& warmup,
+               const std::string& eps_on) {
+                new (h) Hyperparameters(
+                    checked({lr, beta1, beta2, eps, eps_root, weight_decay, grad_scale, decoupled_weight_decay,
+                             maximize, amsgrad, nesterov, rectify, threshold, rectify_at_threshold,
+                             choice<radam::Warmup>("warmup", warmup, "momentum", "moments_only"),
+                             choice<radam::EpsOn>("eps_on", eps_on, "sqrt_v", "sqrt_v_hat")}));
             },
             nb::kw_only(), "lr"_a, "beta1"_a, "beta2"_a, "eps"_a, "eps_root"_a = 0.0, "weight_decay"_a = 0.0,
             "decoupled_weight_decay"_a = false, "grad_scale"_a = 1.0, "maximize"_a = false, "amsgrad"_a = false,
             "nesterov"_a = false, "rectify"_a = true, "threshold"_a = 5.0, "rectify_at_threshold"_a = false,
-            "warmup"_a = "momentum", "eps_on"_a = "sqrt_v", "What a step of one group needs; ValueError where one is out of range.");
+            "warmup"_a = "momentum", "eps_on"_a = "sqrt_v",
+            "What a step of one group needs; ValueError where one is out of range.");
 
-    m.def("step", &radam::python::step, "groups"_a, "nonfinite"_a, "Check all groups, then step them; see step.hpp.");
-    m.def("check_params", &radam::python::check_params, "groups"_a, "Check (params, names) of all groups.");
-    m.def("limit", &radam::python::limit, "groups"_a, "Move the bytes of a step and compute nothing. Garbles the arrays.");
+    m.def("step", &radam::python::step, "groups"_a, "nonfinite"_a,
+          nb::sig("def step(groups: tuple[tuple[object, ...], ...], nonfinite: str) -> bool"),
+          "Check all groups, then step them; see step.hpp.");
+    m.def("check_params", &radam::python::check_params, "groups"_a,
+          nb::sig("def check_params(groups: tuple[tuple[object, ...], ...]) -> None"),
+          "Check (params, names) of all groups.");
+    m.def("limit", &radam::python::limit, "groups"_a,
+          nb::sig("def limit(groups: tuple[tuple[object, ...], ...]) -> None"),
+          "Move the bytes of a step and compute nothing. Garbles the arrays.");
     m.def("describe", &radam::python::describe, "array"_a, "names"_a = nb::none(), "group"_a = 0, "index"_a = 0,
+          nb::sig("def describe(array: object, names: tuple[str, ...] | None = None, group: int = 0, index: int = 0) "
+                  "-> tuple[str, tuple[int, ...], tuple[int, ...]]"),
           "(dtype name, shape, dimensions in memory order) of an array.");
 
-    m.def("coefficients", &coefficients, "hyperparameters"_a, "t"_a, "dtype"_a = "float32", "The coefficients of step t.");
-    m.def("rectification", &rectification, "hyperparameters"_a, "t"_a, "r of step t, or None while it is not rectified.");
-    m.def("one_minus_power", [](double beta, std::int64_t t) { return radam::one_minus_power(beta, checked_step(t)); },
-          "beta"_a, "t"_a, "1 - beta^t.");
-    m.def("rho", [](double beta2, std::int64_t t) { return radam::rho(radam::power_sums(beta2, checked_step(t))); },
-          "beta2"_a, "t"_a, "The length of the approximated simple moving average at step t.");
+    m.def("coefficients", &coefficients, "hyperparameters"_a, "t"_a, "dtype"_a = "float32",
+          nb::sig("def coefficients(hyperparameters: Hyperparameters, t: int, dtype: str = 'float32') "
+                  "-> dict[str, float | str]"),
+          "The coefficients of step t.");
+    m.def("rectification", &rectification, "hyperparameters"_a, "t"_a,
+          "r of step t, or None while it is not rectified.");
+    m.def(
+        "one_minus_power", [](double beta, std::int64_t t) { return radam::one_minus_power(beta, checked_step(t)); },
+        "beta"_a, "t"_a, "1 - beta^t.");
+    m.def(
+        "rho", [](double beta2, std::int64_t t) { return radam::rho(radam::power_sums(beta2, checked_step(t))); },
+        "beta2"_a, "t"_a, "The length of the approximated simple moving average at step t.");
     m.def("rho_infinity", &radam::rho_infinity, "beta2"_a, "Its limit, 2 / (1 - beta2) - 1.");
 
     m.def("isas", &radam::isas, "The names that RADAM_ISA takes on this machine, best first.");

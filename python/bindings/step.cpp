@@ -114,7 +114,8 @@ void Call::add_array(Entry& entry, Role role, const nb::tuple& arrays) {
     Array& array = entry.arrays[role];
     array = imports_.add(object, role == grad ? Access::read : Access::write, where(role, entry));
     if (role != grad && overlaps_itself(array.layout))
-        refuse(where(role, entry), "has elements that share memory (an expanded or overlapping view); hand in a copy of it");
+        refuse(where(role, entry),
+               "has elements that share memory (an expanded or overlapping view); hand in a copy of it");
     const Extent e = extent(array.layout);
     if (e.first == e.last) return;
     const auto base = reinterpret_cast<std::uintptr_t>(array.data);
@@ -126,17 +127,19 @@ void Call::check_arrays(const Entry& entry, bool amsgrad) const {
     const Array& p = entry.arrays[param];
     const Array& g = entry.arrays[grad];
     if (!is_pair(p.dtype, g.dtype))
-        refuse(where(grad, entry), std::string("has dtype ") + name_of(g.dtype) + ", the parameter " + name_of(p.dtype) +
-                                   "; float64 goes with float64 only, float32, bfloat16 and float16 with each other");
+        refuse(where(grad, entry),
+               std::string("has dtype ") + name_of(g.dtype) + ", the parameter " + name_of(p.dtype) +
+                   "; float64 goes with float64 only, float32, bfloat16 and float16 with each other");
     const DType moments = moment_dtype(p.dtype);
     for (const Role role : {grad, exp_avg, exp_avg_sq, max_exp_avg_sq}) {
         if (role == max_exp_avg_sq && !amsgrad) continue;
         const Array& array = entry.arrays[role];
         if (!same_shape(array.layout, p.layout))
-            refuse(where(role, entry), "has shape " + shape_text(array.layout) + ", the parameter " + shape_text(p.layout));
+            refuse(where(role, entry),
+                   "has shape " + shape_text(array.layout) + ", the parameter " + shape_text(p.layout));
         if (role != grad && array.dtype != moments)
             refuse(where(role, entry), std::string("has dtype ") + name_of(array.dtype) + "; the moments of a " +
-                                       name_of(p.dtype) + " parameter are " + name_of(moments));
+                                           name_of(p.dtype) + " parameter are " + name_of(moments));
     }
 }
 
@@ -144,7 +147,8 @@ const ScheduledStep* Call::scheduled(const Hyperparameters& h, nb::handle lrs, s
     if (schedules_.empty() || schedules_.back().t != t || schedules_.back().group != group) {
         Hyperparameters at_t = h;
         if (!lrs.is_none()) at_t.lr = nb::cast<double>(lrs[nb::int_(t)]);
-        if (const Violation found = violation(at_t); found.name != nullptr) throw nb::value_error(message(found).c_str());
+        if (const Violation found = violation(at_t); found.name != nullptr)
+            throw nb::value_error(("group " + std::to_string(group) + ": " + message(found)).c_str());
         schedules_.push_back({group, t, schedule(at_t, t)});
     }
     return &schedules_.back().step;
@@ -170,8 +174,10 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
     const int used = h.amsgrad ? roles : max_exp_avg_sq;
     for (int role = 0; role < used; ++role)
         if (arrays[role].size() != count)
-            throw nb::value_error(("group " + std::to_string(group) + " has " + std::to_string(count) + " parameters but " +
-                                   std::to_string(arrays[role].size()) + " entries for " + role_names[role]).c_str());
+            throw nb::value_error(("group " + std::to_string(group) + " has " + std::to_string(count) +
+                                   " parameters but " + std::to_string(arrays[role].size()) + " entries for " +
+                                   role_names[role])
+                                      .c_str());
     std::int64_t* const taken = imports_.add_counters(nb::handle(parts[7]).ptr(), count);
 
     for (std::size_t i = 0; i < count; ++i) {
@@ -181,7 +187,8 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
         for (int role = 0; role < used; ++role) add_array(entry, static_cast<Role>(role), arrays[role]);
         check_arrays(entry, h.amsgrad);
         if (taken[i] < 0 || taken[i] >= most_steps)
-            refuse(where(param, entry), "has taken " + std::to_string(taken[i]) + " steps; a step count lies between 0 and 2^62");
+            refuse(where(param, entry),
+                   "has taken " + std::to_string(taken[i]) + " steps; a step count lies between 0 and 2^62");
         counters_.push_back(taken + i);
         slots_.push_back(slot_of(entry, scheduled(h, lrs, taken[i] + 1, group)));
     }
@@ -196,8 +203,10 @@ void Call::check_overlaps() {
     const auto layout = [&](const Interval& i) -> const Layout& { return entries_[i.entry].arrays[i.role].layout; };
     const auto text = [&](const Interval& i) { return where(i.role, entries_[i.entry]).text(); };
     const auto clash = [&](const Interval& a, const Interval& b) {
-        throw nb::value_error((text(a) + " and " + text(b) + " share memory; a step must not write what it reads elsewhere: "
-                               "hand in each parameter once, and a copy of what overlaps").c_str());
+        throw nb::value_error((text(a) + " and " + text(b) +
+                               " share memory; a step must not write what it reads elsewhere: "
+                               "hand in each parameter once, and a copy of what overlaps")
+                                  .c_str());
     };
     const auto gapless = [&](const Interval& i) {
         return static_cast<std::int64_t>(i.last - i.first) == element_count(layout(i)) * layout(i).itemsize;
@@ -216,11 +225,14 @@ void Call::check_overlaps() {
         for (std::size_t i = start; i < end; ++i) {
             const Interval& interval = intervals_[i];
             (interval.role == grad ? read : written).push_back(&interval);
-            unit = std::gcd(common_unit(layout(interval), unit), static_cast<std::int64_t>(interval.first - intervals_[start].first));
+            unit = std::gcd(common_unit(layout(interval), unit),
+                            static_cast<std::int64_t>(interval.first - intervals_[start].first));
             all_gapless = all_gapless && gapless(interval);
         }
         if (written.empty()) continue;
-        const auto intersect = [](const Interval* a, const Interval* b) { return a->first < b->last && b->first < a->last; };
+        const auto intersect = [](const Interval* a, const Interval* b) {
+            return a->first < b->last && b->first < a->last;
+        };
         const auto partner = [&](const Interval* i) {
             for (const Interval* other : written)
                 if (other != i && intersect(i, other)) return other;
@@ -274,8 +286,8 @@ void Call::stand_in() {
 }
 
 void Call::refuse_nonfinite(std::size_t slot) const {
-    const std::string text = where(grad, entries_[slot]).text() +
-                             " holds an inf or a NaN; nothing was changed (nonfinite='raise')";
+    const std::string text =
+        where(grad, entries_[slot]).text() + " holds an inf or a NaN; nothing was changed (nonfinite='raise')";
     PyErr_SetString(PyExc_FloatingPointError, text.c_str());
     throw nb::python_error();
 }
@@ -325,7 +337,8 @@ private:
 }  // namespace
 
 std::string message(const Violation& found) {
-    return std::string(found.name) + " must be " + found.rule + ", got " + nb::cast<std::string>(nb::repr(nb::float_(found.value)));
+    return std::string(found.name) + " must be " + found.rule + ", got " +
+           nb::cast<std::string>(nb::repr(nb::float_(found.value)));
 }
 
 bool step(const nb::tuple& groups, const std::string& nonfinite) {

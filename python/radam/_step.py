@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ._core import (
     Hyperparameters,
-    __version__,
     check_params,
     coefficients,
     describe,
@@ -17,6 +16,7 @@ from ._core import isas as _isas
 from ._core import num_threads as _num_threads
 from ._core import rectification as rectification_of
 from ._core import set_num_threads as _set_num_threads
+from ._core import version as __version__
 
 __all__ = [
     "Hyperparameters",

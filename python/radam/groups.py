@@ -18,7 +18,7 @@ def is_array(thing: object) -> bool:
         return True
     try:
         memoryview(thing).release()  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, ValueError, BufferError):  # the latter two: a released view, an exporter that refuses
         return False
     return True
 
@@ -34,16 +34,15 @@ def as_groups(params: Any) -> list[Group]:
     """Return parameter groups from whatever params may be, as dicts with "params" and maybe "param_names"."""
     if is_array(params):
         raise TypeError(
-            "params must be an iterable of arrays, of (name, array) pairs or of group dicts, or a dict of named arrays, "
-            f"not one array ({type(params).__name__}); put it in a list"
+            "params must be an iterable of arrays, of (name, array) pairs or of group dicts, or a dict of named "
+            f"arrays, not one array ({type(params).__name__}); put it in a list"
         )
-    if isinstance(params, Mapping):
-        return [as_group({"params": params})]
     try:
-        things = list(params)
+        things = [params] if isinstance(params, Mapping) and params else list(params)
     except TypeError:
         raise TypeError(
-            f"params must be an iterable of arrays, pairs or group dicts, or a dict of named arrays, got {type(params).__name__}"
+            "params must be an iterable of arrays, pairs or group dicts, or a dict of named arrays, got "
+            f"{type(params).__name__}"
         ) from None
     if not things:
         raise ValueError("params is empty: an optimizer needs at least one parameter (was an iterator used up before?)")
@@ -60,7 +59,7 @@ def as_group(group: Mapping[str, Any]) -> Group:
         raise TypeError(f"a parameter group must be a dict with 'params', got {type(group).__name__}")
     out = dict(group)
     if "params" not in out:
-        raise ValueError(f"a parameter group needs a 'params' entry; this one has {', '.join(map(repr, out)) or 'none'}")
+        raise ValueError(f"a parameter group needs a 'params' entry; this one has {_some(list(out)) or 'nothing'}")
     params = out["params"]
     names = out.pop("param_names", None)
     if isinstance(params, Mapping):
@@ -111,8 +110,8 @@ def grads_by_group(groups: Sequence[Group], grads: Any) -> list[list[Array]]:
         return _named_grads(groups, grads)
     if is_array(grads):
         raise TypeError(
-            f"grads must be a sequence with one gradient (or None) for each of the {total} parameters, or a dict by name, "
-            f"not one array ({type(grads).__name__}); put it in a list"
+            f"grads must be a sequence with one gradient (or None) for each of the {total} parameters, or a dict by "
+            f"name, not one array ({type(grads).__name__}); put it in a list"
         )
     try:
         flat = list(grads)
@@ -142,20 +141,21 @@ def _own_grads(g: int, group: Group) -> list[Array]:
 
 
 def _named_grads(groups: Sequence[Group], grads: Mapping[str, Array]) -> list[list[Array]]:
-    wanted = [group.get("param_names") for group in groups]
-    if any(names is None for names in wanted):
-        raise ValueError("grads is a dict, but the parameters have no names: give params as a dict or as (name, array) pairs")
-    known = {name for names in wanted for name in names}
-    for name in grads:
-        if name not in known:
-            raise ValueError(f"grads has {name!r}, which is no parameter; the names are {_some(sorted(known))}")
-    missing = [name for names in wanted for name in names if name not in grads]
+    if any("param_names" not in group for group in groups):
+        raise ValueError(
+            "grads is a dict, but the parameters have no names: give params as a dict or as (name, array) pairs"
+        )
+    names = [name for group in groups for name in group["param_names"]]
+    unknown = [name for name in grads if name not in set(names)]
+    if unknown:
+        raise ValueError(f"grads has {_some(unknown)}, of no parameter; the names are {_some(names)}")
+    missing = [name for name in names if name not in grads]
     if missing:
         raise ValueError(f"grads lacks {_some(missing)}; give None for a parameter to skip")
-    return [[grads[name] for name in names] for names in wanted]
+    return [[grads[name] for name in group["param_names"]] for group in groups]
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(names: Sequence[Any]) -> str:
     return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
@@ -200,13 +200,7 @@ def pair(name: str, value: Any) -> tuple[float, float]:
     return number(f"{name}[0]", first), number(f"{name}[1]", second)
 
 
-Schedule = Callable[[int], Any]
-
-
-def learning_rates(lr: Any, steps: np.ndarray[Any, Any], active: Sequence[bool]) -> tuple[float, dict[int, float] | None]:
-    """Return lr as a number and, where it is a function of the step, a dict with its value at every next step."""
-    if not callable(lr) or is_array(lr):
-        return number("lr", lr), None
-    numbers = sorted({int(taken) + 1 for taken, use in zip(steps, active) if use}) or [1]
-    rates = {t: number(f"lr at step {t}", lr(t)) for t in numbers}
-    return rates[numbers[0]], rates
+def learning_rates(lr: Callable[[int], Any], steps: Iterable[int], grads: Iterable[Array]) -> dict[int, float]:
+    """Return what an lr that is a function of the step gives at the next step of every parameter with a gradient."""
+    numbers = {int(taken) + 1 for taken, grad in zip(steps, grads) if grad is not None}
+    return {t: number(f"lr({t})", lr(t)) for t in sorted(numbers)}

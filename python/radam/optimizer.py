@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -36,6 +37,10 @@ class RemovableHandle:
         self.remove()
 
 
+class _Turn:
+    """One call that has the optimizer to itself."""
+
+
 class Optimizer:
     """What RAdam and Adam share: groups, state, and a step that happens wholly or not at all."""
 
@@ -55,11 +60,12 @@ class Optimizer:
         self.nonfinite = nonfinite
         self.defaults = defaults
         self._set_up()
-        self._hyperparameters({**defaults}, "the defaults")
+        self._hyperparameters(defaults, "the defaults")
         self._adopt([], groups.as_groups(params))
 
     def _set_up(self) -> None:
-        self._busy = threading.Lock()
+        self._guard = threading.Lock()
+        self._turn: weakref.ref[_Turn] | None = None
         self._pre_hooks: dict[int, Hook] = {}
         self._post_hooks: dict[int, Hook] = {}
         if not hasattr(self, "param_groups"):
@@ -93,11 +99,11 @@ class Optimizer:
     def _arrays(self, group: Group) -> tuple[Array, ...]:
         return tuple(groups.array_of(param) for param in group["params"])
 
-    def _hyperparameters(self, group: Group, what: str, lr: float | None = None) -> _step.Hyperparameters:
+    def _hyperparameters(self, group: Group, what: str) -> _step.Hyperparameters:
         try:
             decay = groups.number("weight_decay", group["weight_decay"])
             return self.convention.hyperparameters(
-                lr=groups.number("lr", group["lr"]) if lr is None and not callable(group["lr"]) else lr or 0.0,
+                lr=0.0 if callable(group["lr"]) else groups.number("lr", group["lr"]),  # a function: see _plan
                 betas=groups.pair("betas", group["betas"]),
                 eps=groups.number("eps", group["eps"]),
                 weight_decay=decay,
@@ -117,8 +123,8 @@ class Optimizer:
         if self._rectify and not (limit > threshold or (limit == threshold and self.convention.rectify_at_threshold)):
             what = "only momentum" if self.convention.warmup == "momentum" else "no update at all"
             warnings.warn(
-                f"group {g}: with betas[1]={beta2} rho never exceeds {limit:.3g}, so that no step is ever rectified and "
-                f"there is {what} (convention {self.convention.name!r} rectifies above {threshold:g})",
+                f"group {g}: with betas[1]={beta2} rho never exceeds {limit:.3g}, so that no step is ever rectified "
+                f"and there is {what} (convention {self.convention.name!r} rectifies above {threshold:g})",
                 UserWarning,
                 stacklevel=5,
             )
@@ -144,7 +150,8 @@ class Optimizer:
             After any of them every parameter, moment and step count is what it was.
         """
         with self._alone("step"):
-            args, kwargs = (closure,), {"grads": grads}
+            args: tuple[Any, ...] = (closure,)
+            kwargs: dict[str, Any] = {"grads": grads}
             for hook in list(self._pre_hooks.values()):
                 changed = hook(self, args, kwargs)
                 if changed is not None:
@@ -186,12 +193,10 @@ class Optimizer:
         params = self._arrays(group)
         if len(params) != len(held.steps):
             raise ValueError(
-                f"group {g} has {len(params)} parameters where it had {len(held.steps)}; use add_param_group to add some"
+                f"group {g} has {len(params)} parameters where it had {len(held.steps)}; add some with add_param_group"
             )
-        lr, rates = None, None
-        if callable(group["lr"]):
-            lr, rates = groups.learning_rates(group["lr"], held.steps, [grad is not None for grad in grads])
-        hyperparameters = self._hyperparameters(group, f"group {g}", lr)
+        rates = groups.learning_rates(group["lr"], held.steps, grads) if callable(group["lr"]) else None
+        hyperparameters = self._hyperparameters(group, f"group {g}")
         names = state.moments_of(group)
         made.append([])
         made[g] = held.create(g, names, params, grads)
@@ -209,15 +214,19 @@ class Optimizer:
 
     @contextmanager
     def _alone(self, what: str) -> Iterator[None]:
-        if not self._busy.acquire(blocking=False):
-            raise RuntimeError(
-                f"{what} was called while a step of this optimizer is under way (in another thread, or from a hook or a "
-                "closure); use one optimizer from one thread at a time"
-            )
+        turn = _Turn()
+        with self._guard:
+            if self._turn is not None and self._turn() is not None:
+                raise RuntimeError(
+                    f"{what} was called while a step of this optimizer is under way (in another thread, or from a hook "
+                    "or a closure); use one optimizer from one thread at a time"
+                )
+            # Weakly: however an interrupt ends this call, its turn ends with it.
+            self._turn = weakref.ref(turn)
         try:
             yield
         finally:
-            self._busy.release()
+            self._turn = None
 
     # ---- hooks
 
@@ -256,10 +265,10 @@ class Optimizer:
         """
         with self._alone("load_state_dict"):
             entries, states = state.from_dict(state_dict, self.param_groups)
-            loaded = []
+            loaded: list[Group] = []
             for g, (group, entry) in enumerate(zip(self.param_groups, entries)):
                 self._hyperparameters(entry, f"param_groups[{g}]")
-                kept = {key: group[key] for key in ("params", "param_names") if key in group}
+                kept: Group = {key: group[key] for key in ("params", "param_names") if key in group}
                 loaded.append({**kept, **entry})
             self.param_groups, self._states = loaded, states
 
@@ -279,7 +288,8 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks stay behind, as in torch: they seldom pickle, and belong to the program rather than the training.
-        return {key: value for key, value in self.__dict__.items() if key not in ("_busy", "_pre_hooks", "_post_hooks")}
+        left = ("_guard", "_turn", "_pre_hooks", "_post_hooks")
+        return {key: value for key, value in self.__dict__.items() if key not in left}
 
     def __setstate__(self, content: dict[str, Any]) -> None:
         self.__dict__.update(content)
@@ -289,7 +299,9 @@ class Optimizer:
         lines = [f"{type(self).__name__} ("]
         for g, group in enumerate(self.param_groups):
             lines.append(f"Parameter Group {g}: {len(group['params'])} parameters")
-            lines += [f"    {key}: {value}" for key, value in sorted(group.items()) if key not in ("params", "param_names")]
+            lines += [
+                f"    {key}: {value}" for key, value in sorted(group.items()) if key not in ("params", "param_names")
+            ]
         return "\n".join([*lines, ")"])
 
 

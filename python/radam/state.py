@@ -37,7 +37,9 @@ class GroupState:
         self.steps = np.zeros(count, np.int64)
         self.moments: dict[str, list[Any]] = {name: [None] * count for name in MOMENTS}
 
-    def create(self, group: int, names: Sequence[str], params: Sequence[Array], grads: Sequence[Array]) -> list[tuple[str, int]]:
+    def create(
+        self, group: int, names: Sequence[str], params: Sequence[Array], grads: Sequence[Array]
+    ) -> list[tuple[str, int]]:
         """Make the moments that are missing where there is a gradient. Returns what was made, for undo."""
         made: list[tuple[str, int]] = []
         try:
@@ -75,7 +77,7 @@ def plain(key: str, value: Any) -> Any:
         return None
     if hasattr(value, "item"):
         return value.item()
-    raise TypeError(f"the group entry {key!r} is a {type(value).__name__}; only numbers, strings and tuples can be saved")
+    raise TypeError(f"the group entry {key!r} is a {type(value).__name__}; saved are numbers, strings and tuples")
 
 
 def to_dict(groups: Sequence[Group], states: Sequence[GroupState]) -> dict[str, Any]:
@@ -95,12 +97,13 @@ def to_dict(groups: Sequence[Group], states: Sequence[GroupState]) -> dict[str, 
 
 
 def from_dict(saved: Any, groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[GroupState]]:
-    """Return new group entries and states from what to_dict gave, made completely and checked; ValueError naming the key."""
+    """Return new group entries and states from what to_dict gave; ValueError naming the key that does not fit."""
     if not isinstance(saved, Mapping):
         raise ValueError(f"a state dict must be a dict, got {type(saved).__name__}")
     if _entry(saved, "version", "the state dict") != VERSION:
         raise ValueError(f"the state dict has version {saved['version']!r}; this radam reads version {VERSION}")
-    saved_groups, saved_state = _entry(saved, "param_groups", "the state dict"), _entry(saved, "state", "the state dict")
+    saved_groups = _entry(saved, "param_groups", "the state dict")
+    saved_state = _entry(saved, "state", "the state dict")
     if not isinstance(saved_groups, Sequence) or len(saved_groups) != len(groups):
         raise ValueError(f"param_groups: the state dict must hold {len(groups)} groups, as the optimizer does")
     if not isinstance(saved_state, Mapping):
@@ -121,7 +124,7 @@ def from_dict(saved: Any, groups: Sequence[Group]) -> tuple[list[dict[str, Any]]
             if key not in ("params", "param_names"):
                 value = _entry(saved_group, key, what)
                 entry[key] = group[key] if key == "lr" and value is None else value
-        extra = {key: value for key, value in saved_group.items() if key not in group and key not in ("params", "param_names")}
+        extra = {k: v for k, v in saved_group.items() if k not in group and k not in ("params", "param_names")}
         entries.append({**extra, **entry})
         state = GroupState(len(indices))
         for i, index in enumerate(indices):
@@ -155,7 +158,7 @@ def _read(saved: Any, what: str, group: Mapping[str, Any], state: GroupState, g:
         fresh = zeros_like(param, i, g)
         array = np.asarray(moment)
         if array.dtype != fresh.dtype:
-            raise ValueError(f"{what}[{name!r}] has dtype {array.dtype}; the moments of this parameter are {fresh.dtype}")
+            raise ValueError(f"{what}[{name!r}] has dtype {array.dtype}; the moments here are {fresh.dtype}")
         if array.shape != fresh.shape:
             raise ValueError(f"{what}[{name!r}] has shape {array.shape}, the parameter {fresh.shape}")
         fresh[...] = array

@@ -24,8 +24,8 @@ void set_isa(const std::string& name);
 int num_threads();
 void set_num_threads(int count);
 
-// Steps all slots. Their buffers must not overlap, but for gradients that are only read. Call current_isa() and num_threads()
-// once before the first step: they read, and refuse, the environment.
+// Steps all slots. Their buffers must not overlap, but for gradients that are only read. Call current_isa() and
+// num_threads() once before the first step: they read, and refuse, the environment.
 void step(const Slot* slots, std::size_t count) noexcept;
 
 // The index of the first slot whose gradient holds an inf or a NaN; count where all are finite.

@@ -35,9 +35,11 @@ RADAM_INLINE float exact_fma(float a, float b, float c) noexcept {
     const double back = sum - product;
     const double error = (product - (sum - back)) + (addend - back);  // sum + error is exact; NaN where sum is infinite
     const std::uint64_t bits = bit_cast<std::uint64_t>(sum);
-    const std::uint64_t away = (error > 0.0) == (sum > 0.0) ? bits + 1 : bits - 1;
-    const bool to_odd = ((error > 0.0) | (error < 0.0)) & ((bits & 1) == 0);
-    return static_cast<float>(bit_cast<double>(to_odd ? away : bits));
+    // Without branches: whether a sum is odd nobody can predict.
+    const std::uint64_t inexact = static_cast<std::uint64_t>((error > 0.0) | (error < 0.0));
+    const std::uint64_t toward_zero = static_cast<std::uint64_t>((error > 0.0) != (sum > 0.0));
+    const std::uint64_t to_odd = inexact & ~bits;  // 0 or 1
+    return static_cast<float>(bit_cast<double>(bits + to_odd - 2 * (to_odd & toward_zero)));
 }
 #endif
 RADAM_INLINE double exact_fma(double a, double b, double c) noexcept { return radam::fma(a, b, c); }
@@ -94,18 +96,35 @@ struct portable {
 
     template <class Storage>
     RADAM_INLINE static vector<float> widen(const Storage* from) noexcept {
-        Storage value;  // through memcpy: the array may stand at any address
-        std::memcpy(&value, from, sizeof(Storage));
-        return vector<float>(to_float(value));
+        return vector<float>(to_float(Storage{get(&from->bits)}));
     }
-    RADAM_INLINE static void narrow(bf16* to, vector<float> x) noexcept { put(to, to_bf16(x.x)); }
-    RADAM_INLINE static void narrow(fp16* to, vector<float> x) noexcept { put(to, to_fp16(x.x)); }
+    RADAM_INLINE static void narrow(bf16* to, vector<float> x) noexcept { put(&to->bits, to_bf16(x.x).bits); }
+    RADAM_INLINE static void narrow(fp16* to, vector<float> x) noexcept { put(&to->bits, to_fp16(x.x).bits); }
 
-private:
-    template <class Storage>
-    RADAM_INLINE static void put(Storage* to, Storage value) noexcept {
-        std::memcpy(to, &value, sizeof(Storage));
+    // A number at any address. Compilers vectorise the attributed access, but not std::memcpy.
+#if defined(__GNUC__)
+    template <class T>
+    RADAM_INLINE static T get(const T* from) noexcept {
+        typedef T anywhere __attribute__((aligned(1), may_alias));
+        return *reinterpret_cast<const anywhere*>(from);
     }
+    template <class T>
+    RADAM_INLINE static void put(T* to, T value) noexcept {
+        typedef T anywhere __attribute__((aligned(1), may_alias));
+        *reinterpret_cast<anywhere*>(to) = value;
+    }
+#else
+    template <class T>
+    RADAM_INLINE static T get(const T* from) noexcept {
+        T value;
+        std::memcpy(&value, from, sizeof(T));
+        return value;
+    }
+    template <class T>
+    RADAM_INLINE static void put(T* to, T value) noexcept {
+        std::memcpy(to, &value, sizeof(T));
+    }
+#endif
 };
 
 #if RADAM_WITH_XSIMD && XSIMD_WITH_FMA3_AVX2 && defined(__AVX2__)
@@ -227,9 +246,7 @@ RADAM_INLINE Vector<Isa, Compute<Storage>> load(const Storage* from) noexcept {
     if constexpr (sizeof(Storage) == 2) {
         return Isa::widen(from);
     } else if constexpr (std::is_same_v<Isa, isa::portable>) {
-        Vector<Isa, Storage> x;
-        std::memcpy(&x.x, from, sizeof(Storage));
-        return x;
+        return Vector<Isa, Storage>(isa::portable::get(from));
     } else {
         return Vector<Isa, Storage>::load_unaligned(from);
     }
@@ -240,7 +257,7 @@ RADAM_INLINE void store(Storage* to, const Vector<Isa, Compute<Storage>>& x) noe
     if constexpr (sizeof(Storage) == 2)
         Isa::narrow(to, x);
     else if constexpr (std::is_same_v<Isa, isa::portable>)
-        std::memcpy(to, &x.x, sizeof(Storage));
+        isa::portable::put(to, x.x);
     else
         x.store_unaligned(to);
 }

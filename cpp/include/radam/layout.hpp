@@ -133,7 +133,8 @@ inline void scatter(const Layout& a, void* data, const std::vector<int>& order, 
 // The unit divides every itemsize, offset and stride.
 class Occupancy {
 public:
-    Occupancy(std::int64_t bytes, std::int64_t unit) : unit_(unit), taken_(static_cast<std::size_t>(bytes / unit), false) {}
+    Occupancy(std::int64_t bytes, std::int64_t unit)
+        : unit_(unit), taken_(static_cast<std::size_t>(bytes / unit), false) {}
 
     // False when an element stands where another one was taken, of this array or of another.
     bool take(const Layout& a, std::int64_t first) {
@@ -179,7 +180,8 @@ inline std::int64_t common_unit(const Layout& a, std::int64_t unit) noexcept {
 inline bool overlaps_itself(const Layout& a) {
     if (a.strides == nullptr || element_count(a) < 2) return false;
     std::vector<int> order = memory_order(a);
-    std::sort(order.begin(), order.end(), [&](int x, int y) { return std::abs(a.strides[x]) < std::abs(a.strides[y]); });
+    std::sort(order.begin(), order.end(),
+              [&](int x, int y) { return std::abs(a.strides[x]) < std::abs(a.strides[y]); });
     std::int64_t reach = a.itemsize;
     bool nested = true;  // each dimension steps over everything inside it: the common case, no bitmap needed
     for (int d : order) {

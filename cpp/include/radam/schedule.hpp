@@ -8,20 +8,20 @@
 
 namespace radam {
 
-enum class EpsOn { sqrt_v, sqrt_v_hat };               // eps is added to sqrt(v), or to sqrt(v / bc2)
-enum class Warmup { momentum, moments_only };          // what a step does while it is not rectified
+enum class EpsOn { sqrt_v, sqrt_v_hat };       // eps is added to sqrt(v), or to sqrt(v / bc2)
+enum class Warmup { momentum, moments_only };  // what a step does while it is not rectified
 
 struct Hyperparameters {
     double lr = 1e-3;
     double beta1 = 0.9, beta2 = 0.999;
     double eps = 1e-8, eps_root = 0.0;
     double weight_decay = 0.0;
-    double grad_scale = 1.0;                           // AMP unscaling x clipping
+    double grad_scale = 1.0;  // AMP unscaling x clipping
     bool decoupled_weight_decay = false;
     bool maximize = false, amsgrad = false, nesterov = false;
-    bool rectify = true;                               // false: Adam, r = 1 from the first step
-    double threshold = 5.0;                            // rectified when rho > threshold,
-    bool rectify_at_threshold = false;                 // or already when rho >= threshold
+    bool rectify = true;                // false: Adam, r = 1 from the first step
+    double threshold = 5.0;             // rectified when rho > threshold,
+    bool rectify_at_threshold = false;  // or already when rho >= threshold
     Warmup warmup = Warmup::momentum;
     EpsOn eps_on = EpsOn::sqrt_v;
 };
@@ -62,8 +62,8 @@ RADAM_INLINE PowerSums power_sums(double beta, std::int64_t t) noexcept {
     double s0 = 1.0, s1 = 1.0;
     while (bit-- > 0) {
         const double n = static_cast<double>(t >> (bit + 1));
-        double power = fma(-(1.0 - beta), s0, 1.0);    // beta^n
-        if (power < 0x1p-52) power = 0.0;              // else its residue, times n, would swamp s1
+        double power = fma(-(1.0 - beta), s0, 1.0);  // beta^n
+        if (power < 0x1p-52) power = 0.0;            // else its residue, times n, would swamp s1
         s1 = fma(power, fma(n, s0, s1), s1);
         s0 = fma(power, s0, s0);
         if ((t >> bit) & 1) {
@@ -92,7 +92,7 @@ RADAM_INLINE double rectification(double rho_t, double rho_inf) noexcept {
     return sqrt((rho_t - 4.0) / (rho_inf - 4.0) * ((rho_t - 2.0) / (rho_inf - 2.0)) * (rho_inf / rho_t));
 }
 
-// One step of one group as the sweep needs it: the form of the law and its numbers in both arithmetics.
+// One step of one group as the sweep needs it: the form of the law and its numbers for fp64 and for fp32.
 struct ScheduledStep {
     Mode mode = Mode::moments_only;
     bool coupled = false, amsgrad = false, nesterov = false;

@@ -28,8 +28,10 @@ struct Streams {
     T *m, *v, *v_max;
 
     RADAM_INLINE explicit Streams(const Slot& slot) noexcept
-        : p(static_cast<Param*>(slot.param)), g(static_cast<const Grad*>(slot.grad)),
-          m(static_cast<T*>(slot.exp_avg)), v(static_cast<T*>(slot.exp_avg_sq)),
+        : p(static_cast<Param*>(slot.param)),
+          g(static_cast<const Grad*>(slot.grad)),
+          m(static_cast<T*>(slot.exp_avg)),
+          v(static_cast<T*>(slot.exp_avg_sq)),
           v_max(static_cast<T*>(slot.max_exp_avg_sq)) {}
 };
 
@@ -59,10 +61,10 @@ struct Partial {
 template <class Isa, class T, class F>
 RADAM_INLINE void for_each_vector(const Tile& tile, F f) noexcept {
     constexpr std::int64_t width = lanes<Isa, T>();
-    std::int64_t i = tile.begin;
+    const std::int64_t end = tile.end, whole_end = tile.begin + (end - tile.begin) / width * width;
     RADAM_INDEPENDENT
-    for (; i <= tile.end - width; i += width) f(Whole{}, i, width);
-    if (i < tile.end) f(Partial{}, i, tile.end - i);
+    for (std::int64_t i = tile.begin; i < whole_end; i += width) f(Whole{}, i, width);
+    if (whole_end < end) f(Partial{}, whole_end, end - whole_end);
 }
 
 template <class Isa, class F, class Param, class Grad>

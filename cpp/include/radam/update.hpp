@@ -44,10 +44,21 @@ struct Coefficients {
 
     template <class U>
     RADAM_INLINE explicit Coefficients(const Coefficients<U>& c)
-        : grad_scale(c.grad_scale), coupled_decay(c.coupled_decay), beta1(c.beta1), beta1_low(c.beta1_low),
-          one_minus_beta1(c.one_minus_beta1), beta2(c.beta2), beta2_low(c.beta2_low),
-          one_minus_beta2(c.one_minus_beta2), nesterov_m(c.nesterov_m), nesterov_g(c.nesterov_g),
-          param_decay(c.param_decay), step_size(c.step_size), eps(c.eps), eps_root(c.eps_root), m_floor(c.m_floor),
+        : grad_scale(c.grad_scale),
+          coupled_decay(c.coupled_decay),
+          beta1(c.beta1),
+          beta1_low(c.beta1_low),
+          one_minus_beta1(c.one_minus_beta1),
+          beta2(c.beta2),
+          beta2_low(c.beta2_low),
+          one_minus_beta2(c.one_minus_beta2),
+          nesterov_m(c.nesterov_m),
+          nesterov_g(c.nesterov_g),
+          param_decay(c.param_decay),
+          step_size(c.step_size),
+          eps(c.eps),
+          eps_root(c.eps_root),
+          m_floor(c.m_floor),
           v_floor(c.v_floor) {}
 };
 
