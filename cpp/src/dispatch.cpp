@@ -8,8 +8,13 @@
 
 #include "parallel.hpp"
 
-#if defined(_MSC_VER) && defined(_M_X64)
+#if defined(RADAM_HAS_X86)
+#include <initializer_list>
+#if defined(_MSC_VER)
 #include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
 #endif
 
 // Each instruction set is compiled in an object of its own (sweep_isa.cpp); only their names are known here.
@@ -32,43 +37,49 @@ namespace radam {
 namespace {
 
 #if defined(RADAM_HAS_X86)
-#if defined(_MSC_VER) && !defined(__clang__)
-bool bit(int value, int index) noexcept { return (static_cast<unsigned>(value) >> index) & 1u; }
+struct CpuId {
+    unsigned eax, ebx, ecx, edx;
+};
 
-// What the system saves of the vector registers: xmm and ymm, or those and the AVX-512 state.
-bool system_saves(unsigned long long state) noexcept {
-    int leaf1[4];
-    __cpuid(leaf1, 1);
-    return bit(leaf1[2], 27) && (_xgetbv(0) & state) == state;
-}
-
-bool has_avx2() noexcept {
-    int leaf1[4], leaf7[4], extended[4];
-    __cpuid(leaf1, 1);
-    __cpuidex(leaf7, 7, 0);
-    __cpuid(extended, static_cast<int>(0x80000001u));
-    const bool bmi = bit(leaf7[1], 3) && bit(leaf7[1], 8) && bit(extended[2], 5);  // /arch:AVX2 uses BMI and LZCNT too
-    return system_saves(0x6) && bit(leaf1[2], 12) && bit(leaf1[2], 29) && bit(leaf7[1], 5) && bmi;
-}
-
-bool has_avx512() noexcept {
-    int leaf7[4];
-    __cpuidex(leaf7, 7, 0);
-    const bool all =
-        bit(leaf7[1], 16) && bit(leaf7[1], 17) && bit(leaf7[1], 28) && bit(leaf7[1], 30) && bit(leaf7[1], 31);
-    return has_avx2() && system_saves(0xe6) && all;
-}
+CpuId cpuid(unsigned leaf) noexcept {
+#if defined(_MSC_VER)
+    int r[4];
+    __cpuidex(r, static_cast<int>(leaf), 0);
+    return {static_cast<unsigned>(r[0]), static_cast<unsigned>(r[1]), static_cast<unsigned>(r[2]),
+            static_cast<unsigned>(r[3])};
 #else
-bool has_avx2() noexcept {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    CpuId r{};
+    __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);  // leaves zeros where there is no such leaf
+    return r;
+#endif
 }
 
-bool has_avx512() noexcept {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
+bool has(unsigned word, std::initializer_list<int> bits) noexcept {
+    for (const int bit : bits)
+        if (((word >> bit) & 1u) == 0) return false;
+    return true;
 }
+
+// Whether the system saves these vector registers when it switches threads.
+bool system_saves(unsigned state) noexcept {
+    if (!has(cpuid(1).ecx, {27})) return false;  // OSXSAVE
+#if defined(_MSC_VER)
+    return (static_cast<unsigned>(_xgetbv(0)) & state) == state;
+#else
+    unsigned low, high;
+    __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & state) == state;
 #endif
+}
+
+// FMA, AVX, F16C; AVX2, BMI1, BMI2 (which /arch:AVX2 uses too); LZCNT.
+bool has_avx2() noexcept {
+    return system_saves(0x6) && has(cpuid(1).ecx, {12, 28, 29}) && has(cpuid(7).ebx, {3, 5, 8}) &&
+           has(cpuid(0x80000001u).ecx, {5});
+}
+
+// AVX-512 F, DQ, CD, BW, VL.
+bool has_avx512() noexcept { return has_avx2() && system_saves(0xe6) && has(cpuid(7).ebx, {16, 17, 28, 30, 31}); }
 #endif
 
 struct Sweeps {

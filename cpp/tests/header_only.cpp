@@ -12,11 +12,10 @@ namespace {
 struct Buffers {
     std::vector<float> p, g, m, v;
 
-    explicit Buffers(int n) : p(n), g(n), m(n), v(n) {
-        for (int i = 0; i < n; ++i) {
-            const auto k = static_cast<std::size_t>(i);
-            p[k] = 0.37f * static_cast<float>(i % 29) - 4.1f;
-            g[k] = 0.013f * static_cast<float>(i % 17) - 0.09f;
+    explicit Buffers(std::size_t n) : p(n), g(n), m(n), v(n) {
+        for (std::size_t i = 0; i < n; ++i) {
+            p[i] = 0.37f * static_cast<float>(i % 29) - 4.1f;
+            g[i] = 0.013f * static_cast<float>(i % 17) - 0.09f;
         }
     }
 };
@@ -25,7 +24,7 @@ void steps_as_the_scalar_law_does() {
     radam::Hyperparameters h;
     h.lr = 0.01;
     h.weight_decay = 0.1;
-    for (const int n : {0, 1, 7, 64, 1003}) {
+    for (const std::size_t n : {0u, 1u, 7u, 64u, 1003u}) {
         Buffers a(n), b(n);
         for (int t = 1; t <= 20; ++t) {
             const radam::ScheduledStep step = radam::schedule(h, t);
@@ -34,11 +33,11 @@ void steps_as_the_scalar_law_does() {
             slot.grad = a.g.data();
             slot.exp_avg = a.m.data();
             slot.exp_avg_sq = a.v.data();
-            slot.size = n;
+            slot.size = static_cast<std::int64_t>(n);
             slot.step = &step;
             radam::step(slot);
 
-            for (std::size_t i = 0; i < b.p.size(); ++i) {
+            for (std::size_t i = 0; i < n; ++i) {
                 float unused = 0.0f;
                 if (step.mode == radam::Mode::rectified)
                     radam::update<radam::Form<radam::Mode::rectified, true, false, false>>(b.p[i], b.g[i], b.m[i],
@@ -48,7 +47,7 @@ void steps_as_the_scalar_law_does() {
                                                                                           b.v[i], unused, step.f32);
             }
         }
-        const std::size_t bytes = static_cast<std::size_t>(n) * sizeof(float);
+        const std::size_t bytes = n * sizeof(float);
         EXPECT(bytes == 0 || std::memcmp(a.p.data(), b.p.data(), bytes) == 0);
         EXPECT(bytes == 0 || std::memcmp(a.m.data(), b.m.data(), bytes) == 0);
         EXPECT(bytes == 0 || std::memcmp(a.v.data(), b.v.data(), bytes) == 0);

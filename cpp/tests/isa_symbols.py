@@ -8,12 +8,12 @@ import subprocess
 import sys
 
 
-def main(objects: list[str]) -> int:
-    """Check objects given as NAME=PATH; return the exit status."""
+def main(nm: str, *objects: str) -> int:
+    """Check objects given as NAME=PATH with this nm; return the exit status."""
     strangers = []
     for item in objects:
         isa, path = item.split("=", 1)
-        listing = subprocess.run(["nm", "--defined-only", path], check=True, capture_output=True, text=True).stdout
+        listing = subprocess.run([nm, "--defined-only", path], check=True, capture_output=True, text=True).stdout
         symbols = [line.split()[-2:] for line in listing.splitlines()]
         names = [name for kind, name in symbols if kind.upper() not in "RN"]  # code and data, not constants
         if not names:
@@ -24,4 +24,4 @@ def main(objects: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(*sys.argv[1:]))

@@ -120,9 +120,9 @@ DType buffer_dtype(const Py_buffer& view, const Where& where) {
     refuse_dtype(where, "'" + std::string(format) + "' (a buffer format)");
 }
 
-// The message of the Python error that is set, which it clears.
-std::string caught_message() {
-    nb::python_error error;
+// What an exporter's exception says. An interrupt, an exit or a lack of memory is not the array's fault: it goes on.
+std::string reason(nb::python_error& error) {
+    if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw std::move(error);
     return nb::cast<std::string>(nb::str(error.value()));
 }
 
@@ -203,7 +203,8 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
         // Torch also exports a lazily negated view (the imaginary part of a conjugate) without its sign.
         if (nb::hasattr(source, "is_neg") && nb::cast<bool>(nb::bool_(source.attr("is_neg")()))) {
             if (access == Access::write)
-                refuse_value(where, "is a lazily negated view, which cannot change in place; hand in its resolve_neg()");
+                refuse_value(where,
+                             "is a lazily negated view, which cannot change in place; hand in its resolve_neg()");
             source = source.attr("resolve_neg")();
         }
         try {
@@ -213,9 +214,7 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
             capsule = source.attr("__dlpack__")();  // a producer of before DLPack 1.0
         }
     } catch (nb::python_error& error) {
-        if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;  // a Ctrl-C is not the array's fault
-        refuse_type(where, "(a " + type_name(object) +
-                               ") cannot be read through DLPack: " + nb::cast<std::string>(nb::str(error.value())));
+        refuse_type(where, "(a " + type_name(object) + ") cannot be read through DLPack: " + reason(error));
     }
 
     // The capsule keeps its name, so that its own destructor calls the deleter when it is released.
@@ -276,9 +275,11 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
 
 Array Imports::from_buffer(PyObject* object, Access access, const Where& where) {
     Py_buffer view;
-    if (PyObject_GetBuffer(object, &view, PyBUF_STRIDES | PyBUF_FORMAT) != 0)
+    if (PyObject_GetBuffer(object, &view, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
+        nb::python_error error;
         refuse_type(where,
-                    "(a " + type_name(object) + ") cannot be read through the buffer protocol: " + caught_message());
+                    "(a " + type_name(object) + ") cannot be read through the buffer protocol: " + reason(error));
+    }
     buffers_.push_back(view);
     if (access == Access::write && view.readonly != 0) refuse_read_only(where);
     check_dims(view.ndim, where);

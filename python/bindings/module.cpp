@@ -36,15 +36,29 @@ std::int64_t checked_step(std::int64_t t) {
 
 template <class V>
 nb::dict as_dict(const radam::Coefficients<V>& c) {
+    using C = radam::Coefficients<V>;
+    const struct {
+        const char* name;
+        V C::* value;
+    } fields[] = {{"grad_scale", &C::grad_scale},
+                  {"coupled_decay", &C::coupled_decay},
+                  {"beta1", &C::beta1},
+                  {"beta1_low", &C::beta1_low},
+                  {"one_minus_beta1", &C::one_minus_beta1},
+                  {"beta2", &C::beta2},
+                  {"beta2_low", &C::beta2_low},
+                  {"one_minus_beta2", &C::one_minus_beta2},
+                  {"nesterov_m", &C::nesterov_m},
+                  {"nesterov_g", &C::nesterov_g},
+                  {"param_decay", &C::param_decay},
+                  {"step_size", &C::step_size},
+                  {"eps", &C::eps},
+                  {"eps_root", &C::eps_root},
+                  {"m_floor", &C::m_floor},
+                  {"v_floor", &C::v_floor}};
     nb::dict d;
-#define RADAM_FIELD(name) d[#name] = static_cast<double>(c.name);
-    RADAM_FIELD(grad_scale)
-    RADAM_FIELD(coupled_decay)
-    RADAM_FIELD(beta1) RADAM_FIELD(beta1_low) RADAM_FIELD(one_minus_beta1) RADAM_FIELD(beta2) RADAM_FIELD(beta2_low)
-        RADAM_FIELD(one_minus_beta2) RADAM_FIELD(nesterov_m) RADAM_FIELD(nesterov_g) RADAM_FIELD(param_decay)
-            RADAM_FIELD(step_size) RADAM_FIELD(eps) RADAM_FIELD(eps_root) RADAM_FIELD(m_floor) RADAM_FIELD(v_floor)
-#undef RADAM_FIELD
-                return d;
+    for (const auto& field : fields) d[field.name] = static_cast<double>(c.*field.value);
+    return d;
 }
 
 nb::dict coefficients(const Hyperparameters& h, std::int64_t t, const std::string& dtype) {
@@ -66,11 +80,11 @@ std::optional<double> rectification(const Hyperparameters& h, std::int64_t t) {
 }  // namespace
 
 NB_MODULE(_core, m) {
+    nb::set_leak_warnings(
+        false);  // an exception that outlives the interpreter may hold some; users can do nothing about it
     m.attr("version") = RADAM_VERSION;
     m.doc() = "The native core of radam. Private: use the radam package.";
     if (!radam::python::load_numpy()) throw nb::python_error();
-    radam::current_isa();  // refuse a bad RADAM_ISA or RADAM_NUM_THREADS now, not in the first step
-    radam::num_threads();
 
     nb::class_<Hyperparameters>(m, "Hyperparameters")
         .def(

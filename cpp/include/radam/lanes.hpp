@@ -14,13 +14,38 @@
 
 namespace radam {
 
-// One lane of plain C++, for compilers to vectorise and for processors that have nothing better.
-template <class T>
-struct Scalar {
-    T x;
+// T in every lane of an instruction set's register. Isa says how to fuse, divide, root and choose, each exactly
+// rounded: not every library's operators are (xsimd's fma below FMA3, its float division and square root on NEON).
+template <class Isa, class T>
+struct Vector {
+    using Native = typename Isa::template native<T>;
+    Native x;
 
-    Scalar() = default;
-    RADAM_INLINE explicit Scalar(T value) noexcept : x(value) {}
+    Vector() = default;
+    RADAM_INLINE explicit Vector(T value) noexcept : x(value) {}
+    RADAM_INLINE static Vector of(const Native& x) noexcept {
+        Vector v;
+        v.x = x;
+        return v;
+    }
+
+    RADAM_INLINE friend Vector operator+(const Vector& a, const Vector& b) noexcept { return of(a.x + b.x); }
+    RADAM_INLINE friend Vector operator*(const Vector& a, const Vector& b) noexcept { return of(a.x * b.x); }
+    RADAM_INLINE friend Vector operator/(const Vector& a, const Vector& b) noexcept {
+        return of(Isa::divide(a.x, b.x));
+    }
+    RADAM_INLINE friend Vector operator-(const Vector& a) noexcept { return of(-a.x); }
+    RADAM_INLINE friend auto operator<(const Vector& a, const Vector& b) noexcept { return a.x < b.x; }
+    RADAM_INLINE friend auto operator>=(const Vector& a, const Vector& b) noexcept { return a.x >= b.x; }
+    RADAM_INLINE friend Vector fma(const Vector& a, const Vector& b, const Vector& c) noexcept {
+        return of(Isa::fma(a.x, b.x, c.x));
+    }
+    RADAM_INLINE friend Vector sqrt(const Vector& a) noexcept { return of(Isa::sqrt(a.x)); }
+    RADAM_INLINE friend Vector abs(const Vector& a) noexcept { return of(Isa::abs(a.x)); }
+    template <class Mask>
+    RADAM_INLINE friend Vector select(const Mask& which, const Vector& yes, const Vector& no) noexcept {
+        return of(Isa::select(which, yes.x, no.x));
+    }
 };
 
 namespace detail {
@@ -43,63 +68,86 @@ RADAM_INLINE float exact_fma(float a, float b, float c) noexcept {
 }
 #endif
 RADAM_INLINE double exact_fma(double a, double b, double c) noexcept { return radam::fma(a, b, c); }
+
+#if RADAM_WITH_XSIMD
+// What xsimd rounds exactly on every instruction set with an fma instruction.
+struct XsimdArithmetic {
+    template <class B>
+    RADAM_INLINE static B fma(const B& a, const B& b, const B& c) noexcept {
+        return xsimd::fma(a, b, c);
+    }
+    template <class B>
+    RADAM_INLINE static B abs(const B& a) noexcept {
+        return xsimd::abs(a);
+    }
+    template <class B>
+    RADAM_INLINE static void store(typename B::value_type* to, const B& x) noexcept {
+        x.store_unaligned(to);
+    }
+    template <class M, class B>
+    RADAM_INLINE static B select(const M& which, const B& yes, const B& no) noexcept {
+        return xsimd::select(which, yes, no);
+    }
+};
+
+// On x86 also these.
+struct XsimdArithmeticX86 : XsimdArithmetic {
+    template <class B>
+    RADAM_INLINE static B divide(const B& a, const B& b) noexcept {
+        return a / b;
+    }
+    template <class B>
+    RADAM_INLINE static B sqrt(const B& a) noexcept {
+        return xsimd::sqrt(a);
+    }
+};
+#endif
 }  // namespace detail
 
-template <class T>
-RADAM_INLINE Scalar<T> operator+(Scalar<T> a, Scalar<T> b) noexcept {
-    return Scalar<T>(a.x + b.x);
-}
-template <class T>
-RADAM_INLINE Scalar<T> operator*(Scalar<T> a, Scalar<T> b) noexcept {
-    return Scalar<T>(a.x * b.x);
-}
-template <class T>
-RADAM_INLINE Scalar<T> operator/(Scalar<T> a, Scalar<T> b) noexcept {
-    return Scalar<T>(a.x / b.x);
-}
-template <class T>
-RADAM_INLINE Scalar<T> operator-(Scalar<T> a) noexcept {
-    return Scalar<T>(-a.x);
-}
-template <class T>
-RADAM_INLINE bool operator<(Scalar<T> a, Scalar<T> b) noexcept {
-    return a.x < b.x;
-}
-template <class T>
-RADAM_INLINE bool operator>=(Scalar<T> a, Scalar<T> b) noexcept {
-    return a.x >= b.x;
-}
-template <class T>
-RADAM_INLINE Scalar<T> fma(Scalar<T> a, Scalar<T> b, Scalar<T> c) noexcept {
-    return Scalar<T>(detail::exact_fma(a.x, b.x, c.x));
-}
-template <class T>
-RADAM_INLINE Scalar<T> sqrt(Scalar<T> a) noexcept {
-    return Scalar<T>(radam::sqrt(a.x));
-}
-template <class T>
-RADAM_INLINE Scalar<T> abs(Scalar<T> a) noexcept {
-    return Scalar<T>(radam::abs(a.x));
-}
-template <class T>
-RADAM_INLINE Scalar<T> select(bool which, Scalar<T> yes, Scalar<T> no) noexcept {
-    return which ? yes : no;
-}
-
-// The instruction sets. Each says its vector type for T, and how 16-bit storage becomes float lanes and back.
+// The instruction sets. Each says its register for T, its arithmetic, and how 16-bit storage becomes floats and back.
 namespace isa {
 
+// One lane of plain C++, for compilers to vectorise and for processors that have nothing better.
 struct portable {
     static constexpr const char* name = "portable";
     template <class T>
-    using vector = Scalar<T>;
+    using native = T;
 
-    template <class Storage>
-    RADAM_INLINE static vector<float> widen(const Storage* from) noexcept {
-        return vector<float>(to_float(Storage{get(&from->bits)}));
+    template <class T>
+    RADAM_INLINE static T fma(T a, T b, T c) noexcept {
+        return detail::exact_fma(a, b, c);
     }
-    RADAM_INLINE static void narrow(bf16* to, vector<float> x) noexcept { put(&to->bits, to_bf16(x.x).bits); }
-    RADAM_INLINE static void narrow(fp16* to, vector<float> x) noexcept { put(&to->bits, to_fp16(x.x).bits); }
+    template <class T>
+    RADAM_INLINE static T divide(T a, T b) noexcept {
+        return a / b;
+    }
+    template <class T>
+    RADAM_INLINE static T sqrt(T a) noexcept {
+        return radam::sqrt(a);
+    }
+    template <class T>
+    RADAM_INLINE static T abs(T a) noexcept {
+        return radam::abs(a);
+    }
+    template <class T>
+    RADAM_INLINE static T select(bool which, T yes, T no) noexcept {
+        return radam::select(which, yes, no);
+    }
+
+    template <class T>
+    RADAM_INLINE static T load(const T* from) noexcept {
+        return get(from);
+    }
+    template <class T>
+    RADAM_INLINE static void store(T* to, T x) noexcept {
+        put(to, x);
+    }
+    template <class Storage>
+    RADAM_INLINE static float widen(const Storage* from) noexcept {
+        return to_float(Storage{get(&from->bits)});
+    }
+    RADAM_INLINE static void narrow(bf16* to, float x) noexcept { put(&to->bits, to_bf16(x).bits); }
+    RADAM_INLINE static void narrow(fp16* to, float x) noexcept { put(&to->bits, to_fp16(x).bits); }
 
     // A number at any address. Compilers vectorise the attributed access, but not std::memcpy.
 #if defined(__GNUC__)
@@ -128,20 +176,25 @@ struct portable {
 };
 
 #if RADAM_WITH_XSIMD && XSIMD_WITH_FMA3_AVX2 && defined(__AVX2__)
-struct avx2 {
+struct avx2 : detail::XsimdArithmeticX86 {
     static constexpr const char* name = "avx2";
     using arch = xsimd::fma3<xsimd::avx2>;
     template <class T>
-    using vector = xsimd::batch<T, arch>;
+    using native = xsimd::batch<T, arch>;
 
-    RADAM_INLINE static vector<float> widen(const bf16* from) noexcept {
+    template <class T>
+    RADAM_INLINE static native<T> load(const T* from) noexcept {
+        return native<T>::load_unaligned(from);
+    }
+
+    RADAM_INLINE static native<float> widen(const bf16* from) noexcept {
         const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
     }
-    RADAM_INLINE static vector<float> widen(const fp16* from) noexcept {
+    RADAM_INLINE static native<float> widen(const fp16* from) noexcept {
         return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     }
-    RADAM_INLINE static void narrow(bf16* to, vector<float> x) noexcept {
+    RADAM_INLINE static void narrow(bf16* to, native<float> x) noexcept {
         const __m256i bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
         const __m256i bias = _mm256_add_epi32(_mm256_and_si256(high, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
         const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
@@ -151,27 +204,32 @@ struct avx2 {
         const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
     }
-    RADAM_INLINE static void narrow(fp16* to, vector<float> x) noexcept {
+    RADAM_INLINE static void narrow(fp16* to, native<float> x) noexcept {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
     }
 };
 #endif
 
 #if RADAM_WITH_XSIMD && XSIMD_WITH_AVX512BW
-struct avx512 {
+struct avx512 : detail::XsimdArithmeticX86 {
     static constexpr const char* name = "avx512";
     using arch = xsimd::avx512bw;
     template <class T>
-    using vector = xsimd::batch<T, arch>;
+    using native = xsimd::batch<T, arch>;
 
-    RADAM_INLINE static vector<float> widen(const bf16* from) noexcept {
+    template <class T>
+    RADAM_INLINE static native<T> load(const T* from) noexcept {
+        return native<T>::load_unaligned(from);
+    }
+
+    RADAM_INLINE static native<float> widen(const bf16* from) noexcept {
         const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
     }
-    RADAM_INLINE static vector<float> widen(const fp16* from) noexcept {
+    RADAM_INLINE static native<float> widen(const fp16* from) noexcept {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     }
-    RADAM_INLINE static void narrow(bf16* to, vector<float> x) noexcept {
+    RADAM_INLINE static void narrow(bf16* to, native<float> x) noexcept {
         const __m512i bits = _mm512_castps_si512(x), high = _mm512_srli_epi32(bits, 16);
         const __m512i bias = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
         const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
@@ -179,30 +237,40 @@ struct avx512 {
         const __m512i words = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(words));
     }
-    RADAM_INLINE static void narrow(fp16* to, vector<float> x) noexcept {
+    RADAM_INLINE static void narrow(fp16* to, native<float> x) noexcept {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
     }
 };
 #endif
 
 #if RADAM_WITH_XSIMD && XSIMD_WITH_NEON64
-struct neon {
+struct neon : detail::XsimdArithmetic {
     static constexpr const char* name = "neon";
     using arch = xsimd::neon64;
     template <class T>
-    using vector = xsimd::batch<T, arch>;
+    using native = xsimd::batch<T, arch>;
 
-    RADAM_INLINE static vector<float> widen(const bf16* from) noexcept {
+    template <class T>
+    RADAM_INLINE static native<T> load(const T* from) noexcept {
+        return native<T>::load_unaligned(from);
+    }
+
+    RADAM_INLINE static native<float> divide(native<float> a, native<float> b) noexcept { return vdivq_f32(a, b); }
+    RADAM_INLINE static native<double> divide(native<double> a, native<double> b) noexcept { return vdivq_f64(a, b); }
+    RADAM_INLINE static native<float> sqrt(native<float> a) noexcept { return vsqrtq_f32(a); }
+    RADAM_INLINE static native<double> sqrt(native<double> a) noexcept { return vsqrtq_f64(a); }
+
+    RADAM_INLINE static native<float> widen(const bf16* from) noexcept {
         std::uint64_t words;  // through memcpy: the array may stand at any address
         std::memcpy(&words, from, 8);
         return vreinterpretq_f32_u32(vshll_n_u16(vcreate_u16(words), 16));
     }
-    RADAM_INLINE static vector<float> widen(const fp16* from) noexcept {
+    RADAM_INLINE static native<float> widen(const fp16* from) noexcept {
         std::uint64_t words;
         std::memcpy(&words, from, 8);
         return vcvt_f32_f16(vreinterpret_f16_u16(vcreate_u16(words)));
     }
-    RADAM_INLINE static void narrow(bf16* to, vector<float> x) noexcept {
+    RADAM_INLINE static void narrow(bf16* to, native<float> x) noexcept {
         const float32x4_t lanes = x;
         const uint32x4_t bits = vreinterpretq_u32_f32(lanes), high = vshrq_n_u32(bits, 16);
         const uint32x4_t bias = vaddq_u32(vandq_u32(high, vdupq_n_u32(1)), vdupq_n_u32(0x7fff));
@@ -211,7 +279,7 @@ struct neon {
         const uint16x4_t words = vmovn_u32(vbslq_u32(vceqq_f32(lanes, lanes), rounded, quiet));
         std::memcpy(to, &words, 8);
     }
-    RADAM_INLINE static void narrow(fp16* to, vector<float> x) noexcept {
+    RADAM_INLINE static void narrow(fp16* to, native<float> x) noexcept {
         const float32x4_t lanes = x;
         const float16x4_t halves = vcvt_f16_f32(lanes);
         std::memcpy(to, &halves, 8);
@@ -233,33 +301,26 @@ using native = portable;
 }  // namespace isa
 
 template <class Isa, class T>
-using Vector = typename Isa::template vector<T>;
-
-template <class Isa, class T>
 constexpr std::int64_t lanes() noexcept {
-    return static_cast<std::int64_t>(sizeof(Vector<Isa, T>) / sizeof(T));
+    return static_cast<std::int64_t>(sizeof(typename Isa::template native<T>) / sizeof(T));
 }
 
 // Whole vectors from and to storage at any address.
 template <class Isa, class Storage>
 RADAM_INLINE Vector<Isa, Compute<Storage>> load(const Storage* from) noexcept {
-    if constexpr (sizeof(Storage) == 2) {
-        return Isa::widen(from);
-    } else if constexpr (std::is_same_v<Isa, isa::portable>) {
-        return Vector<Isa, Storage>(isa::portable::get(from));
-    } else {
-        return Vector<Isa, Storage>::load_unaligned(from);
-    }
+    using V = Vector<Isa, Compute<Storage>>;
+    if constexpr (sizeof(Storage) == 2)
+        return V::of(Isa::widen(from));
+    else
+        return V::of(Isa::load(from));
 }
 
 template <class Isa, class Storage>
-RADAM_INLINE void store(Storage* to, const Vector<Isa, Compute<Storage>>& x) noexcept {
+RADAM_INLINE void store(Storage* to, const Vector<Isa, Compute<Storage>>& v) noexcept {
     if constexpr (sizeof(Storage) == 2)
-        Isa::narrow(to, x);
-    else if constexpr (std::is_same_v<Isa, isa::portable>)
-        isa::portable::put(to, x.x);
+        Isa::narrow(to, v.x);
     else
-        x.store_unaligned(to);
+        Isa::store(to, v.x);
 }
 
 // The first n lanes only; the others compute on zeros that nobody reads.

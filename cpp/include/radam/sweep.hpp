@@ -4,7 +4,7 @@
 #include "lanes.hpp"
 #include "slot.hpp"
 
-// The iterations of the next loop do not depend on each other (no two buffers of a slot overlap).
+// The iterations of the next loop, over single lanes, do not depend on each other: no two buffers of a slot overlap.
 #if defined(__clang__)
 #define RADAM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #elif defined(__GNUC__)
@@ -62,8 +62,12 @@ template <class Isa, class T, class F>
 RADAM_INLINE void for_each_vector(const Tile& tile, F f) noexcept {
     constexpr std::int64_t width = lanes<Isa, T>();
     const std::int64_t end = tile.end, whole_end = tile.begin + (end - tile.begin) / width * width;
-    RADAM_INDEPENDENT
-    for (std::int64_t i = tile.begin; i < whole_end; i += width) f(Whole{}, i, width);
+    if constexpr (width == 1) {
+        RADAM_INDEPENDENT
+        for (std::int64_t i = tile.begin; i < whole_end; ++i) f(Whole{}, i, 1);
+    } else {
+        for (std::int64_t i = tile.begin; i < whole_end; i += width) f(Whole{}, i, width);
+    }
     if (whole_end < end) f(Partial{}, whole_end, end - whole_end);
 }
 
@@ -143,7 +147,7 @@ bool sweep_finite(const Tile& tile) noexcept {
         });
         T lane[lanes<Isa, T>()];
         store<Isa>(lane, sum);
-        for (T x : lane) finite &= x == T(0);
+        for (const T x : lane) finite &= x == T(0);
     });
     return finite;
 }

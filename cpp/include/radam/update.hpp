@@ -87,7 +87,8 @@ RADAM_INLINE void update(V& p, V g, V& m, V& v, V& v_max, const Coefficients<V>&
         V n = m;
         if constexpr (F::nesterov) n = fma(c.nesterov_m, m, c.nesterov_g * g);
         if constexpr (F::mode == Mode::rectified) n = n / (sqrt((F::amsgrad ? v_max : v) + c.eps_root) + c.eps);
-        p = fma(-c.step_size, n, c.param_decay * p);
+        // Not -c.step_size: xsimd's minus on AVX-512 is 0 - x, which loses the sign of zero.
+        p = fma(V(-1) * c.step_size, n, c.param_decay * p);
     }
 }
 
