@@ -186,10 +186,10 @@ void for_each_tile(const Slot* slots, std::size_t count, F f) noexcept {
     parallel::run(parts, run_part, &region);
 }
 
-int checked_threads(const char* what, long count) {
+int checked_threads(const std::string& what, const std::string& given, long count) {
     if (count >= 1 && count <= most_threads) return static_cast<int>(count);
-    throw std::invalid_argument(std::string(what) + " must be a whole number from 1 to " +
-                                std::to_string(most_threads));
+    throw std::invalid_argument(what + " must be a whole number from 1 to " + std::to_string(most_threads) + ", got " +
+                                given);
 }
 
 }  // namespace
@@ -211,7 +211,7 @@ int num_threads() {
         if (const char* wanted = std::getenv("RADAM_NUM_THREADS"); wanted != nullptr && *wanted != '\0') {
             char* end = nullptr;
             const long value = std::strtol(wanted, &end, 10);
-            count = checked_threads("RADAM_NUM_THREADS", *end == '\0' ? value : 0);
+            count = checked_threads("RADAM_NUM_THREADS", std::string("'") + wanted + "'", *end == '\0' ? value : 0);
         } else {
             count = parallel::available_cores() < most_threads ? parallel::available_cores() : most_threads;
         }
@@ -220,7 +220,9 @@ int num_threads() {
     return count;
 }
 
-void set_num_threads(int count) { threads.store(checked_threads("num_threads", count), std::memory_order_relaxed); }
+void set_num_threads(int count) {
+    threads.store(checked_threads("the number of threads", std::to_string(count), count), std::memory_order_relaxed);
+}
 
 void step(const Slot* slots, std::size_t count) noexcept {
     for_each_tile(slots, count, [run = sweeps().step](const Tile& tile, std::size_t) { run(tile); });

@@ -34,6 +34,10 @@ __all__ = [
     "step",
 ]
 
+# Refuse a bad RADAM_ISA or RADAM_NUM_THREADS now, not in the first step; inside the module it would be an ImportError.
+isa()
+_num_threads()
+
 
 def isas() -> list[str]:
     """Return the instruction sets that this machine can run, best first.

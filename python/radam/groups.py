@@ -37,8 +37,10 @@ def as_groups(params: Any) -> list[Group]:
             "params must be an iterable of arrays, of (name, array) pairs or of group dicts, or a dict of named "
             f"arrays, not one array ({type(params).__name__}); put it in a list"
         )
+    if isinstance(params, (set, frozenset)):
+        raise TypeError("params must be ordered, but a set is not: use a list")
     try:
-        things = [params] if isinstance(params, Mapping) and params else list(params)
+        things = list(params)
     except TypeError:
         raise TypeError(
             "params must be an iterable of arrays, pairs or group dicts, or a dict of named arrays, got "
@@ -46,6 +48,8 @@ def as_groups(params: Any) -> list[Group]:
         ) from None
     if not things:
         raise ValueError("params is empty: an optimizer needs at least one parameter (was an iterator used up before?)")
+    if isinstance(params, Mapping):
+        return [as_group({"params": params})]
     if any(isinstance(thing, Mapping) for thing in things):
         if not all(isinstance(thing, Mapping) for thing in things):
             raise TypeError("params must hold either group dicts or parameters, not both")

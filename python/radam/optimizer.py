@@ -61,7 +61,7 @@ class Optimizer:
         self.defaults = defaults
         self._set_up()
         self._hyperparameters(defaults, "the defaults")
-        self._adopt([], groups.as_groups(params))
+        self._adopt([], groups.as_groups(params), stacklevel=5)
 
     def _set_up(self) -> None:
         self._guard = threading.Lock()
@@ -81,9 +81,9 @@ class Optimizer:
             TypeError, ValueError: if something in it cannot be stepped; the optimizer is unchanged.
         """
         with self._alone("add_param_group"):
-            self._adopt(self.param_groups, [groups.as_group(param_group)])
+            self._adopt(self.param_groups, [groups.as_group(param_group)], stacklevel=4)
 
-    def _adopt(self, present: list[Group], new: list[Group]) -> None:
+    def _adopt(self, present: list[Group], new: list[Group], stacklevel: int) -> None:
         for g, group in enumerate(new, start=len(present)):
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
@@ -93,7 +93,7 @@ class Optimizer:
         _step.check_params(tuple((self._arrays(group), _names(group)) for group in both))
         states = [*self._states, *(state.GroupState(len(group["params"])) for group in new)]
         for g, group in enumerate(new, start=len(present)):
-            self._warn_if_never_rectified(group, g)
+            self._warn_if_never_rectified(group, g, stacklevel)
         self.param_groups, self._states = both, states
 
     def _arrays(self, group: Group) -> tuple[Array, ...]:
@@ -117,7 +117,7 @@ class Optimizer:
         except (TypeError, ValueError) as error:
             raise type(error)(f"{what}: {error}") from None
 
-    def _warn_if_never_rectified(self, group: Group, g: int) -> None:
+    def _warn_if_never_rectified(self, group: Group, g: int, stacklevel: int) -> None:
         beta2 = groups.pair("betas", group["betas"])[1]
         limit, threshold = _step.rho_infinity(beta2), self.convention.threshold
         if self._rectify and not (limit > threshold or (limit == threshold and self.convention.rectify_at_threshold)):
@@ -126,7 +126,7 @@ class Optimizer:
                 f"group {g}: with betas[1]={beta2} rho never exceeds {limit:.3g}, so that no step is ever rectified "
                 f"and there is {what} (convention {self.convention.name!r} rectifies above {threshold:g})",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=stacklevel,
             )
 
     # ---- steps
@@ -170,7 +170,7 @@ class Optimizer:
     def _step(self, closure: Callable[[], Any] | None = None, *, grads: Any = None) -> Any:
         loss = closure() if closure is not None else None
         gradients = groups.grads_by_group(self.param_groups, grads)
-        made: list[list[tuple[str, int]]] = []
+        made: list[list[tuple[str, int, int]]] = []
         try:
             plans = tuple(
                 self._plan(g, group, self._states[g], gradients[g], made) for g, group in enumerate(self.param_groups)
@@ -187,7 +187,7 @@ class Optimizer:
         return loss
 
     def _plan(
-        self, g: int, group: Group, held: state.GroupState, grads: list[Array], made: list[list[tuple[str, int]]]
+        self, g: int, group: Group, held: state.GroupState, grads: list[Array], made: list[list[tuple[str, int, int]]]
     ) -> tuple[Any, ...]:
         """Everything the core needs for one group, in the order that it takes."""
         params = self._arrays(group)
@@ -195,7 +195,7 @@ class Optimizer:
             raise ValueError(
                 f"group {g} has {len(params)} parameters where it had {len(held.steps)}; add some with add_param_group"
             )
-        rates = groups.learning_rates(group["lr"], held.steps, grads) if callable(group["lr"]) else None
+        rates = groups.learning_rates(group["lr"], held.steps, grads) if callable(group.get("lr")) else None
         hyperparameters = self._hyperparameters(group, f"group {g}")
         names = state.moments_of(group)
         made.append([])
@@ -204,7 +204,7 @@ class Optimizer:
         last = moments[2] if len(moments) == 3 else None
         return (hyperparameters, rates, params, tuple(grads), moments[0], moments[1], last, held.steps, _names(group))
 
-    def _undo(self, made: list[list[tuple[str, int]]]) -> None:
+    def _undo(self, made: list[list[tuple[str, int, int]]]) -> None:
         for held, parts in zip(self._states, made):
             held.undo(parts)
 
@@ -267,7 +267,10 @@ class Optimizer:
             entries, states = state.from_dict(state_dict, self.param_groups)
             loaded: list[Group] = []
             for g, (group, entry) in enumerate(zip(self.param_groups, entries)):
-                self._hyperparameters(entry, f"param_groups[{g}]")
+                try:
+                    self._hyperparameters(entry, f"param_groups[{g}]")
+                except TypeError as error:
+                    raise ValueError(str(error)) from None
                 kept: Group = {key: group[key] for key in ("params", "param_names") if key in group}
                 loaded.append({**kept, **entry})
             self.param_groups, self._states = loaded, states

@@ -39,25 +39,26 @@ class GroupState:
 
     def create(
         self, group: int, names: Sequence[str], params: Sequence[Array], grads: Sequence[Array]
-    ) -> list[tuple[str, int]]:
+    ) -> list[tuple[str, int, int]]:
         """Make the moments that are missing where there is a gradient. Returns what was made, for undo."""
-        made: list[tuple[str, int]] = []
+        made: list[tuple[str, int, int]] = []
         try:
             for name in names:
                 moments = self.moments[name]
                 for i, moment in enumerate(moments):
                     if moment is None and grads[i] is not None:
                         moments[i] = zeros_like(params[i], i, group)
-                        made.append((name, i))
+                        made.append((name, i, int(self.steps[i])))
         except BaseException:
             self.undo(made)
             raise
         return made
 
-    def undo(self, made: Sequence[tuple[str, int]]) -> None:
+    def undo(self, made: Sequence[tuple[str, int, int]]) -> None:
         """Forget moments that create made for a step that did not happen."""
-        for name, i in made:
-            self.moments[name][i] = None
+        for name, i, taken in made:
+            if self.steps[i] == taken:  # else it did happen, and a Ctrl-C came right after it
+                self.moments[name][i] = None
 
     def of(self, index: int) -> dict[str, Any]:
         """Return the state of one parameter: its step count and its moments, live. Empty before its first step."""
@@ -91,6 +92,9 @@ def to_dict(groups: Sequence[Group], states: Sequence[GroupState]) -> dict[str, 
         for i in range(len(group["params"])):
             found = state.of(i)
             if found:
+                for name in moments_of(group):
+                    if name not in found:  # amsgrad came later than this parameter's last step
+                        found[name] = zeros_like(array_of(group["params"][i]), i)
                 out["state"][index + i] = found
         index += len(group["params"])
     return out
@@ -152,11 +156,14 @@ def _read(saved: Any, what: str, group: Mapping[str, Any], state: GroupState, g:
     step = _entry(saved, "step", what)
     if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not 0 <= step < 2**62:
         raise ValueError(f"{what}['step'] must be a whole number from 0 to 2^62, got {step!r}")
-    wanted = moments_of(group)
-    for name in wanted:
+    # max_exp_avg_sq outlives an amsgrad that is off just now.
+    for name in (name for name in MOMENTS if name in moments_of(group) or name in saved):
         moment = _entry(saved, name, what)
         fresh = zeros_like(param, i, g)
-        array = np.asarray(moment)
+        try:
+            array = np.asarray(moment)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{what}[{name!r}] is no array: {error}") from None
         if array.dtype != fresh.dtype:
             raise ValueError(f"{what}[{name!r}] has dtype {array.dtype}; the moments here are {fresh.dtype}")
         if array.shape != fresh.shape:
@@ -241,5 +248,5 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
                 for group in header["param_groups"]
             ]
             return {"version": header["version"], "state": state, "param_groups": groups}
-    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a saved radam state: {error}") from error

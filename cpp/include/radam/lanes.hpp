@@ -34,7 +34,6 @@ struct Vector {
     RADAM_INLINE friend Vector operator/(const Vector& a, const Vector& b) noexcept {
         return of(Isa::divide(a.x, b.x));
     }
-    RADAM_INLINE friend Vector operator-(const Vector& a) noexcept { return of(-a.x); }
     RADAM_INLINE friend auto operator<(const Vector& a, const Vector& b) noexcept { return a.x < b.x; }
     RADAM_INLINE friend auto operator>=(const Vector& a, const Vector& b) noexcept { return a.x >= b.x; }
     RADAM_INLINE friend Vector fma(const Vector& a, const Vector& b, const Vector& c) noexcept {

@@ -101,7 +101,8 @@ struct ScheduledStep {
 };
 
 // fp32 arithmetic: float(beta) and float(1 - beta) do not add up to one; beta_low holds what is missing.
-// v is flushed only where the rounded eps hides any v below the smallest normal number.
+// v is flushed only where the rounded eps, or eps_root, hides any v below the smallest normal number: where that is
+// less than half an ulp of eps after the root, or of eps_root before it.
 RADAM_INLINE Coefficients<float> round_to_float(const Coefficients<double>& c) noexcept {
     Coefficients<float> f;
     f.grad_scale = static_cast<float>(c.grad_scale);
@@ -119,7 +120,7 @@ RADAM_INLINE Coefficients<float> round_to_float(const Coefficients<double>& c) n
     f.eps = static_cast<float>(c.eps);
     f.eps_root = static_cast<float>(c.eps_root);
     f.m_floor = 0x1p-126f;
-    f.v_floor = f.eps >= 0x1p-39f ? 0x1p-126f : 0.0f;
+    f.v_floor = (f.eps_root == 0.0f && f.eps >= 0x1p-39f) || f.eps_root >= 0x1p-102f ? 0x1p-126f : 0.0f;
     return f;
 }
 
@@ -160,7 +161,7 @@ RADAM_INLINE ScheduledStep schedule(const Hyperparameters& h, std::int64_t t) no
     c.eps = h.eps_on == EpsOn::sqrt_v ? h.eps : h.eps * root_bc2;
     c.eps_root = h.eps_on == EpsOn::sqrt_v ? h.eps_root : h.eps_root * ((1.0 - h.beta2) * sums2.s0);
     c.m_floor = 0x1p-1022;
-    c.v_floor = c.eps >= 0x1p-458 ? 0x1p-1022 : 0.0;
+    c.v_floor = (c.eps_root == 0.0 && c.eps >= 0x1p-458) || c.eps_root >= 0x1p-969 ? 0x1p-1022 : 0.0;
     step.f32 = round_to_float(c);
     return step;
 }

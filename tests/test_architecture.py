@@ -1,0 +1,199 @@
+"""Who may know whom: every include and import of the source tree goes in the one direction of docs/design.md."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADERS = ROOT / "cpp" / "include" / "radam"
+PACKAGE = ROOT / "python" / "radam"
+
+# What each header may include of radam, directly or not. Those that stand alone know the standard library only.
+MAY_INCLUDE: dict[str, set[str]] = {
+    "update": set(),
+    "layout": set(),
+    "float_mode": set(),
+    "schedule": {"update"},
+    "dtype": {"update"},
+    "lanes": {"update", "dtype"},
+    "slot": {"update", "dtype", "schedule"},
+    "sweep": {"update", "dtype", "schedule", "lanes", "slot"},
+    "dispatch": {"update", "dtype", "schedule", "slot"},
+    "radam": {"update", "dtype", "schedule", "lanes", "slot", "sweep"},
+}
+STANDARD = {
+    *("algorithm", "atomic", "cfenv", "cmath", "cstddef", "cstdint", "cstdlib", "cstring", "deque", "limits", "memory"),
+    *("numeric", "string", "type_traits", "utility", "vector", "xmmintrin.h"),
+}
+FRONT_ENDS = {"torch", "jax", "paddle", "mindspore", "lucid"}
+FRAMEWORKS = {
+    *FRONT_ENDS,
+    "jaxlib",
+    "cupy",
+    "ml_dtypes",
+    "sklearn",
+    "matplotlib",
+    "rich",
+    "tqdm",
+    "scipy",
+    "safetensors",
+}
+
+
+def includes(path: Path) -> list[str]:
+    found = re.findall(
+        r'^[ \t]*#[ \t]*include[ \t]*(?:<([^>]+)>|"([^"]+)")', path.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return [angled or quoted for angled, quoted in found]
+
+
+def own(path: Path) -> set[str]:
+    """The headers of radam that a file includes, by stem."""
+    names = {name.removeprefix("radam/") for name in includes(path)}
+    return {Path(name).stem for name in names if (HEADERS / name).is_file()}
+
+
+def sources(folder: Path, *suffixes: str) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix in suffixes)
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """The modules that a Python file imports, those of its own package with a leading dot."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.module is None:
+                found |= {"." + alias.name for alias in node.names}
+            else:
+                found.add("." * node.level + node.module)
+    return {name.replace("radam.", ".", 1) if name.startswith("radam.") else name for name in found}
+
+
+pytestmark = pytest.mark.skipif(not HEADERS.is_dir(), reason="needs the source tree")
+
+
+def test_every_header_has_its_place_in_the_table() -> None:
+    assert {p.stem for p in HEADERS.glob("*.hpp")} == set(MAY_INCLUDE)
+    assert {p.suffix for p in HEADERS.iterdir()} == {".hpp"}
+
+
+@pytest.mark.parametrize("header", MAY_INCLUDE)
+def test_a_header_includes_only_what_stands_left_of_it(header: str) -> None:
+    path = HEADERS / f"{header}.hpp"
+    assert own(path) <= MAY_INCLUDE[header]
+    others = {name for name in includes(path) if Path(name).stem not in own(path)}
+    allowed = STANDARD | ({"xsimd/xsimd.hpp"} if header == "lanes" else set())
+    assert others <= allowed
+
+
+def test_the_table_itself_has_one_direction() -> None:
+    for header, known in MAY_INCLUDE.items():
+        assert header not in known
+        assert all(MAY_INCLUDE[other] <= known for other in known)
+
+
+def test_the_law_includes_nothing_but_cmath() -> None:
+    assert includes(HEADERS / "update.hpp") == ["cmath"]
+
+
+@pytest.mark.parametrize("header", ["layout", "float_mode"])
+def test_what_stands_alone_knows_no_other_header(header: str) -> None:
+    assert own(HEADERS / f"{header}.hpp") == set()
+
+
+@pytest.mark.parametrize(
+    "path",
+    sources(ROOT / "cpp" / "include", ".hpp", ".h") + sources(ROOT / "cpp" / "src", ".hpp", ".cpp"),
+    ids=lambda p: p.name,
+)
+def test_the_core_knows_no_python_binding_or_framework(path: Path) -> None:
+    forbidden = re.compile(r"python|nanobind|pybind|numpy|dlpack|cuda|torch|aten|c10|jax|xla", re.IGNORECASE)
+    assert not [name for name in includes(path) if forbidden.search(name)]
+    text = re.sub(r"//.*", "", path.read_text(encoding="utf-8"))
+    assert not re.search(r"\bPy[A-Z_]\w+|\bnanobind\b|\bDLTensor\b|\bcuda[A-Z]\w+", text)
+
+
+def test_an_instruction_set_s_object_includes_only_the_sweep() -> None:
+    assert includes(ROOT / "cpp" / "src" / "sweep_isa.cpp") == ["radam/sweep.hpp"]
+
+
+def test_the_thread_pool_knows_nothing_of_radam() -> None:
+    for name in ("parallel.hpp", "parallel.cpp"):
+        assert own(ROOT / "cpp" / "src" / name) == set()
+
+
+def test_the_bindings_reach_the_core_through_its_headers() -> None:
+    for path in sources(ROOT / "python" / "bindings", ".hpp", ".cpp"):
+        assert own(path) <= {"dispatch", "dtype", "float_mode", "layout", "schedule", "slot"}
+        assert not [name for name in includes(path) if "src/" in name or "parallel" in name or "sweep" in name]
+
+
+MODULES = sources(PACKAGE, ".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.name)
+def test_step_is_the_only_importer_of_the_native_core(path: Path) -> None:
+    core = {name for name in imports(path) if name.lstrip(".").split(".")[-1] == "_core"}
+    assert core == ({"._core"} if path.name == "_step.py" else set())
+
+
+# What each module may import of the package, at most.
+MAY_IMPORT: dict[str, set[str]] = {
+    "_step": {"._core"},
+    "conventions": {"._step"},
+    "groups": set(),
+    "state": {"._step", ".groups"},
+    "optimizer": {"._step", ".groups", ".state", ".conventions"},
+    "_info": {"._step"},
+    "__init__": {"._info", "._step", ".conventions", ".optimizer"},
+}
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_a_module_imports_only_what_stands_left_of_it(module: str) -> None:
+    known = {name for name in imports(PACKAGE / f"{module}.py") if name.startswith(".")}
+    assert known <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.stem not in FRONT_ENDS], ids=lambda p: p.name)
+def test_nothing_imports_a_framework_when_it_is_imported(path: Path) -> None:
+    if path.stem in ("_demo", "_bench"):
+        return
+    assert not {name.split(".")[0] for name in imports(path, top_level_only=True)} & FRAMEWORKS
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.stem != "__main__"], ids=lambda p: p.name)
+def test_front_ends_and_commands_are_imported_by_none(path: Path) -> None:
+    known = {name.removeprefix(".").split(".")[0] for name in imports(path) if name.startswith(".")}
+    assert not known & (FRONT_ENDS | {"_demo", "_bench", "__main__"})
+
+
+def test_importing_radam_loads_none_of_its_commands() -> None:
+    reached, todo = set(), {"__init__"}
+    while todo:
+        module = todo.pop()
+        reached.add(module)
+        known = {
+            name.removeprefix(".")
+            for name in imports(PACKAGE / f"{module}.py", top_level_only=True)
+            if name.startswith(".")
+        }
+        todo |= {name for name in known if (PACKAGE / f"{name}.py").is_file()} - reached
+    assert reached == set(MAY_IMPORT)
+
+
+def test_no_file_is_named_for_having_no_meaning() -> None:
+    empty = {"utils", "util", "common", "helpers", "helper", "misc"}
+    assert not [
+        p
+        for folder in ("cpp", "python", "tests")
+        for p in (ROOT / folder).rglob("*")
+        if p.stem.lower().strip("_") in empty
+    ]

@@ -1,0 +1,67 @@
+"""What the README and the examples show runs as it stands, and says what is true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import radam
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+BLOCKS = [(README.count("\n", 0, m.start(1)), m[1]) for m in re.finditer(r"^```python\n(.*?)^```", README, re.M | re.S)]
+
+
+def test_there_are_examples_to_run() -> None:
+    assert len(SCRIPTS) >= 4
+    assert len(BLOCKS) >= 4
+    assert len(BLOCKS) == README.count("```python"), "a block is not closed, or indented"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.name))
+def test_every_example_runs_without_a_warning_and_leaves_no_file(script: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", str(script)]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip()
+    assert ended.stderr == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("line", "code"), BLOCKS, ids=lambda value: f"line{value}" if isinstance(value, int) else "")
+def test_every_block_of_the_readme_runs(line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n" * line + code, str(ROOT / "README.md"), "exec"), {"__name__": "__main__"})
+
+
+def test_the_convention_table_of_the_readme_is_that_of_the_code() -> None:
+    eps_on = {"sqrt(v)": "sqrt_v", "sqrt(v / bc2)": "sqrt_v_hat"}
+    warmups = {"momentum": "momentum", "no update": "moments_only"}
+    shown = {}
+    for row in re.findall(r"^\| (`.*) \|$", README.partition("| convention |")[2].partition("\n\n")[0], re.M):
+        names, when, before, eps, decay = row.split(" | ")
+        relation, threshold = re.fullmatch(r"rho (>=?) (\d)", when).groups()  # type: ignore[union-attr]
+        for name in re.findall(r"`(\w+)`", names):
+            kinds = () if decay == "none" else tuple(decay.split(" or "))
+            shown[name] = (float(threshold), relation == ">=", warmups[before], eps_on[eps], kinds)
+    assert shown == {
+        name: (c.threshold, c.rectify_at_threshold, c.warmup, c.eps_on, c.decay)
+        for name, c in radam.CONVENTIONS.items()
+    }
+
+
+def test_every_file_that_the_readme_links_to_exists() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+    assert targets
+    assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
+
+
+def test_the_bench_table_can_be_filled_in() -> None:
+    between = README.partition("<!-- bench table -->")[2].partition("<!-- end of bench table -->")
+    assert between[1], "the markers that the table stands between are gone"
+    assert "| case | radam | limit | ratio | torch RAdam default | foreach | torch fused AdamW |" in between[0]
