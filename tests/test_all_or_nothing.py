@@ -201,6 +201,7 @@ def test_a_gradient_that_is_not_finite_skips_raises_or_propagates(
     before = frozen(skipping)
     skipping.step(grads=handed)
     assert frozen(skipping) == before
+    assert skipping.skipped_steps == 1
     with pytest.raises(FloatingPointError, match=r"gradient of parameter 1 \('b'\) of group 0 holds an inf or a NaN"):
         raising_.step(grads=handed)
     assert frozen(raising_) == before

@@ -87,6 +87,7 @@ UNREADABLE = {
     "text": (lambda: np.array(["a"]), f"has dtype <U1; {ACCEPTED}"),
     "record": (lambda: np.zeros(4, "f4,f4"), rf"has dtype \[.*\]; {ACCEPTED}"),
     "byte-swapped": (lambda: np.ones(4, np.dtype(np.float32).newbyteorder()), rf"f4 \(byte-swapped\); {ACCEPTED}"),
+    "masked": (lambda: np.ma.masked_array(fp32(), mask=[1, 0, 0, 0]), r"is a masked array.*hand in its \.data"),
     "float8": (lambda: np.ones(4, ml_dtypes.float8_e4m3fn), f"has dtype float8_e4m3fn; {ACCEPTED}"),
     "bytearray": (lambda: bytearray(16), rf"has dtype 'B' \(a buffer format\); {ACCEPTED}"),
     "int buffer": (lambda: array.array("i", [1, 2]), rf"has dtype 'i' \(a buffer format\); {ACCEPTED}"),
@@ -95,7 +96,7 @@ UNREADABLE = {
         "not an array|has dtype",
     ),
     "torch int": (lambda: torch.ones(4, dtype=torch.int32), f"has dtype int32; {ACCEPTED}"),
-    "torch bool": (lambda: torch.ones(4, dtype=torch.bool), f"has dtype bool.*; {ACCEPTED}"),
+    "torch bool": (lambda: torch.ones(4, dtype=torch.bool), f"has dtype bool; {ACCEPTED}"),
     "torch complex": (
         lambda: torch.ones(4, dtype=torch.complex64),
         f"has dtype complex64; {ACCEPTED}.*view it as real",

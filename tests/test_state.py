@@ -128,6 +128,15 @@ def test_loading_keeps_an_lr_function_and_saving_leaves_it_out(tmp_path: Path) -
     assert number.param_groups[0]["lr"] == 0.1
 
 
+def test_a_state_of_the_same_parameters_in_another_order_is_a_value_error() -> None:
+    one, two = np.ones(4), np.ones(4)
+    source, target = radam.RAdam({"a": one, "b": two}), radam.RAdam({"b": two, "a": one})
+    source.step(grads=[np.ones(4), np.ones(4)])
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\['param_names'\] is \['a', 'b'\], but .* \['b', 'a'\]"):
+        target.load_state_dict(source.state_dict())
+    assert target.state == [{}, {}]
+
+
 def test_loading_keeps_the_parameters_and_their_names() -> None:
     source, target = make(MAKERS["float32"]), make(MAKERS["float32"], seed=2)
     params, values = [p for g in target.param_groups for p in g["params"]], frozen(target)["params"]
@@ -187,7 +196,7 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     **{f"no {key} in a state": (without("state", 1, key), rf"state\[1\] has no '{key}'") for key in STATE_KEYS},
     **{
         f"step {s!r}": (having(s, "state", 1, "step"), r"state\[1\]\['step'\]")
-        for s in (-1, 2**62, 2**70, 1.0, "1", None, True, float("nan"), [1])
+        for s in (-1, 0, 2**62, 2**70, 1.0, "1", None, True, float("nan"), [1])
     },
     **{f"version {v!r}": (having(v, "version"), "version") for v in (0, 2, "1", None)},
     **{

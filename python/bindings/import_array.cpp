@@ -180,6 +180,8 @@ Array Imports::add(PyObject* object, Access access, const Where& where) {
 Array Imports::from_numpy(PyObject* object, Access access, const Where& where) {
     PyArrayObject* const array = reinterpret_cast<PyArrayObject*>(object);
     static_assert(sizeof(npy_intp) == sizeof(std::int64_t), "64-bit platforms only");
+    if (!PyArray_CheckExact(object) && nb::hasattr(nb::handle(object), "mask"))
+        refuse_type(where, "is a masked array, and a step would ignore the mask; hand in its .data");
     Array out;
     out.dtype = numpy_dtype(array, where);
     if (access == Access::write && !PyArray_ISWRITEABLE(array)) refuse_read_only(where);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
@@ -146,6 +147,7 @@ def rectification(t: int, beta2: float, convention: str | Convention = "torch") 
         convention: whose threshold decides when a step is rectified.
 
     Raises:
+        TypeError: if t is no whole number.
         ValueError: if t, beta2 or the convention is out of range.
 
     >>> import radam
@@ -154,4 +156,8 @@ def rectification(t: int, beta2: float, convention: str | Convention = "torch") 
     >>> round(radam.rectification(100, 0.999), 6)
     0.192036
     """
-    return rectification_of(find_convention(convention).hyperparameters(betas=(0.0, beta2)), t)
+    try:
+        number = operator.index(t)
+    except TypeError:
+        raise TypeError(f"t must be a whole number, got {t!r}") from None
+    return rectification_of(find_convention(convention).hyperparameters(betas=(0.0, beta2)), number)

@@ -30,6 +30,11 @@ def array_of(param: Any) -> Array:
     return getattr(param, "data", param)
 
 
+def arrays_of(params: Iterable[Any]) -> tuple[Array, ...]:
+    """Return the array of each parameter; NumPy's own, the usual ones, without a call for each."""
+    return tuple([param if type(param) is np.ndarray else array_of(param) for param in params])
+
+
 def as_groups(params: Any) -> list[Group]:
     """Return parameter groups from whatever params may be, as dicts with "params" and maybe "param_names"."""
     if is_array(params):

@@ -51,6 +51,9 @@ class Optimizer:
     defaults: dict[str, Any]
     """The hyperparameters of groups that do not say their own."""
 
+    skipped_steps: int
+    """How many steps nonfinite="skip" has left out so far."""
+
     _rectify = True
 
     def __init__(self, params: Any, defaults: dict[str, Any], convention: Convention, nonfinite: NonFinite) -> None:
@@ -58,6 +61,7 @@ class Optimizer:
             raise ValueError(f"nonfinite must be 'propagate', 'skip' or 'raise', got {nonfinite!r}")
         self.convention = convention
         self.nonfinite = nonfinite
+        self.skipped_steps = 0
         self.defaults = defaults
         self._set_up()
         self._hyperparameters(defaults, "the defaults")
@@ -90,14 +94,11 @@ class Optimizer:
             self._hyperparameters(group, f"group {g}")
         both = [*present, *new]
         groups.check_distinct(both)
-        _step.check_params(tuple((self._arrays(group), _names(group)) for group in both))
+        _step.check_params(tuple((groups.arrays_of(group["params"]), _names(group)) for group in both))
         states = [*self._states, *(state.GroupState(len(group["params"])) for group in new)]
         for g, group in enumerate(new, start=len(present)):
             self._warn_if_never_rectified(group, g, stacklevel)
         self.param_groups, self._states = both, states
-
-    def _arrays(self, group: Group) -> tuple[Array, ...]:
-        return tuple(groups.array_of(param) for param in group["params"])
 
     def _hyperparameters(self, group: Group, what: str) -> _step.Hyperparameters:
         try:
@@ -159,15 +160,19 @@ class Optimizer:
                         raise RuntimeError(f"a step pre-hook must return None or (args, kwargs), got {changed!r}")
                     args, kwargs = changed
             loss = self._step(*args, **kwargs)
-            for hook in list(self._post_hooks.values()):
-                hook(self, args, kwargs)
-            return loss
+        for hook in list(self._post_hooks.values()):
+            hook(self, args, kwargs)
+        return loss
 
     def __call__(self, grads: Any) -> None:
         """Step with these gradients, as in MindSpore: the same as step(grads=grads)."""
         self.step(grads=grads)
 
     def _step(self, closure: Callable[[], Any] | None = None, *, grads: Any = None) -> Any:
+        if closure is not None and not callable(closure):
+            raise TypeError(
+                f"closure must be a function, got {type(closure).__name__}; hand in gradients as step(grads=[...])"
+            )
         loss = closure() if closure is not None else None
         gradients = groups.grads_by_group(self.param_groups, grads)
         made: list[list[tuple[str, int, int]]] = []
@@ -181,6 +186,7 @@ class Optimizer:
             raise
         if not happened:
             self._undo(made)
+            self.skipped_steps += 1
         else:
             for plan in plans:
                 groups.note_changes_to_torch(p for p, grad in zip(plan[2], plan[3]) if grad is not None)
@@ -190,7 +196,7 @@ class Optimizer:
         self, g: int, group: Group, held: state.GroupState, grads: list[Array], made: list[list[tuple[str, int, int]]]
     ) -> tuple[Any, ...]:
         """Everything the core needs for one group, in the order that it takes."""
-        params = self._arrays(group)
+        params = groups.arrays_of(group["params"])
         if len(params) != len(held.steps):
             raise ValueError(
                 f"group {g} has {len(params)} parameters where it had {len(held.steps)}; add some with add_param_group"
@@ -238,7 +244,10 @@ class Optimizer:
         return RemovableHandle(self._pre_hooks, hook)
 
     def register_step_post_hook(self, hook: Hook) -> RemovableHandle:
-        """Call hook(optimizer, args, kwargs) after each step. Returns a handle whose remove() takes it back."""
+        """Call hook(optimizer, args, kwargs) after each step; it may save the optimizer, or step another one.
+
+        Returns a handle whose remove() takes it back.
+        """
         return RemovableHandle(self._post_hooks, hook)
 
     # ---- state
@@ -336,7 +345,7 @@ class RAdam(Optimizer):
         amsgrad: divide by the largest v so far.
         convention: whose reading of RAdam: a name in radam.CONVENTIONS or a radam.Convention.
         nonfinite: what an inf or NaN in a gradient does: "propagate" (as in IEEE arithmetic), "skip" the whole step, or
-            "raise" FloatingPointError. The latter two change nothing.
+            "raise" FloatingPointError. The latter two change nothing; ``skipped_steps`` counts.
 
     Raises:
         TypeError: if a parameter is no array or of another dtype.

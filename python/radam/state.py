@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class GroupState:
     def __init__(self, count: int) -> None:
         self.steps = np.zeros(count, np.int64)
         self.moments: dict[str, list[Any]] = {name: [None] * count for name in MOMENTS}
+        self._whole: set[str] = set()  # the moments that no parameter lacks
 
     def create(
         self, group: int, names: Sequence[str], params: Sequence[Array], grads: Sequence[Array]
@@ -44,11 +45,15 @@ class GroupState:
         made: list[tuple[str, int, int]] = []
         try:
             for name in names:
+                if name in self._whole:
+                    continue
                 moments = self.moments[name]
                 for i, moment in enumerate(moments):
                     if moment is None and grads[i] is not None:
                         moments[i] = zeros_like(params[i], i, group)
                         made.append((name, i, int(self.steps[i])))
+                if not any(moment is None for moment in moments):
+                    self._whole.add(name)
         except BaseException:
             self.undo(made)
             raise
@@ -58,6 +63,7 @@ class GroupState:
         """Forget moments that create made for a step that did not happen."""
         for name, i, taken in made:
             if self.steps[i] == taken:  # else it did happen, and a Ctrl-C came right after it
+                self._whole.discard(name)
                 self.moments[name][i] = None
 
     def of(self, index: int) -> dict[str, Any]:
@@ -123,6 +129,12 @@ def from_dict(saved: Any, groups: Sequence[Group]) -> tuple[list[dict[str, Any]]
         indices = _entry(saved_group, "params", what)
         if not isinstance(indices, Sequence) or len(indices) != len(group["params"]):
             raise ValueError(f"{what}['params'] must list {len(group['params'])} parameters, as the optimizer does")
+        if "param_names" in group and "param_names" in saved_group:
+            names, saved_names = list(group["param_names"]), list(saved_group["param_names"])
+            if names != saved_names:
+                raise ValueError(
+                    f"{what}['param_names'] is {saved_names}, but the optimizer has {names}, in this order"
+                )
         entry = {}
         for key in group:
             if key not in ("params", "param_names"):
@@ -154,8 +166,8 @@ def _read(saved: Any, what: str, group: Mapping[str, Any], state: GroupState, g:
     if not isinstance(saved, Mapping):
         raise ValueError(f"{what} must be a dict, got {type(saved).__name__}")
     step = _entry(saved, "step", what)
-    if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not 0 <= step < 2**62:
-        raise ValueError(f"{what}['step'] must be a whole number from 0 to 2^62, got {step!r}")
+    if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not 1 <= step < 2**62:
+        raise ValueError(f"{what}['step'] must be a whole number from 1 to 2^62, got {step!r}")
     # max_exp_avg_sq outlives an amsgrad that is off just now.
     for name in (name for name in MOMENTS if name in moments_of(group) or name in saved):
         moment = _entry(saved, name, what)
@@ -196,21 +208,19 @@ def write_file(path: str | os.PathLike[str], saved: Mapping[str, Any]) -> None:
             if name in entry:
                 tensors[f"{index}.{name}"] = np.ascontiguousarray(entry[name]).reshape(entry[name].shape)
     header = {"version": saved["version"], "param_groups": saved["param_groups"], "steps": steps}
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=target.name + ".", suffix=".tmp", dir=target.parent)
-    os.close(handle)
+    target = Path(path).resolve()  # through a link, to the file itself
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {target.parent}")
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(8)}.tmp")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         save_file(tensors, temporary, metadata={"radam": json.dumps(header)})
         if target.exists():
             os.chmod(temporary, target.stat().st_mode & 0o777)
-        else:
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
         _sync(temporary)
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     if os.name == "posix":
         _sync(target.parent)  # the rename itself

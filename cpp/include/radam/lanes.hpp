@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstddef>
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
 
 #include "dtype.hpp"
 
@@ -302,6 +305,17 @@ using native = portable;
 template <class Isa, class T>
 constexpr std::int64_t lanes() noexcept {
     return static_cast<std::int64_t>(sizeof(typename Isa::template native<T>) / sizeof(T));
+}
+
+// Asks for the cache line of an address soon to be read.
+RADAM_INLINE void prefetch(const void* address) noexcept {
+#if defined(__GNUC__)
+    __builtin_prefetch(address);
+#elif defined(_M_X64)
+    _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0);
+#elif defined(_M_ARM64)
+    __prefetch(address);
+#endif
 }
 
 // Whole vectors from and to storage at any address.
