@@ -102,6 +102,7 @@ DType dlpack_dtype(const dlpack::DataType& dtype, const Where& where) {
         if (dtype.bits == 16) return DType::fp16;
     }
     if (dtype.lanes == 1 && dtype.code == dlpack::code_bfloat && dtype.bits == 16) return DType::bf16;
+    if (dtype.code == 6 && dtype.lanes == 1) refuse_dtype(where, "bool");
     static constexpr const char* names[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
     const std::string name =
         dtype.code < 7 ? names[dtype.code] : "of DLPack code " + std::to_string(dtype.code) + ", bits ";

@@ -214,9 +214,9 @@ def write_file(path: str | os.PathLike[str], saved: Mapping[str, Any]) -> None:
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(8)}.tmp")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        mode = (target if target.exists() else temporary).stat().st_mode & 0o777
         save_file(tensors, temporary, metadata={"radam": json.dumps(header)})
-        if target.exists():
-            os.chmod(temporary, target.stat().st_mode & 0o777)
+        temporary.chmod(mode)  # save_file makes a file that only its owner may read
         _sync(temporary)
         os.replace(temporary, target)
     except BaseException:
