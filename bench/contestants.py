@@ -114,8 +114,8 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def prepare_torch() -> None:
-    """Let PyTorch ask for huge pages, as NumPy does; without, its arrays would be slower for no merit of ours."""
+def ask_for_huge_pages() -> None:
+    """Let PyTorch ask Linux for huge pages, as NumPy does by itself. To be called before PyTorch allocates."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 

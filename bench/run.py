@@ -24,7 +24,7 @@ from typing import Any
 import radam
 import report
 from cases import CASES, Case, Shapes, element_count
-from contestants import CONTESTANTS, WARM_UP_STEPS, Contestant, Step, has_torch, prepare_torch, set_threads
+from contestants import CONTESTANTS, WARM_UP_STEPS, Contestant, Step, ask_for_huge_pages, has_torch, set_threads
 from machine import available_memory, describe_machine, warn_if_busy
 
 WARM_SECONDS = 0.02  # before each timed step: an idle thread of PyTorch's (libgomp) spins for up to 16 ms
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(c.torch for c in chosen) and not has_torch():
         notes.append('PyTorch is not installed, so that only radam and the limit run; pip install ".[bench]" has it.')
         chosen = [c for c in chosen if not c.torch]
-    if any(c.torch for c in chosen):
-        prepare_torch()
+    if arguments.huge_pages:
+        ask_for_huge_pages()
     if arguments.quick:
         notes.append("A quick run with small arrays, to try the benchmark: the times mean nothing.")
     warn_if_busy(notes)
@@ -119,6 +119,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"of: {', '.join(CONTESTANTS)}; default: all; limit and radam always run",
     )
     add("--all", action="store_true", help="the slow contestants also in the cases that they are left out of")
+    add("--huge-pages", action="store_true", help="let PyTorch ask Linux for huge pages, as NumPy always does")
     add("--threads", type=threads, default="1,all", metavar="N,M", help=f"default: 1,all (all is {cores} here)")
     add("--rounds", type=positive(int), help="at most this many timed steps of each; default: 100, quick 10")
     add("--seconds", type=positive(float), help="about this long per case and thread count; default: 25, quick 2")
