@@ -63,7 +63,7 @@ Source source_of(PyObject* object) {
     else if (PyObject_CheckBuffer(object))
         source = Source::buffer;
     const std::lock_guard lock(mutex);
-    if (known.emplace(type, source).second) Py_INCREF(type);
+    if (known.emplace(type, source).second) Py_INCREF(reinterpret_cast<PyObject*>(type));
     return source;
 }
 

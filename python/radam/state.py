@@ -216,7 +216,7 @@ def write_file(path: str | os.PathLike[str], saved: Mapping[str, Any]) -> None:
     try:
         mode = (target if target.exists() else temporary).stat().st_mode & 0o777
         save_file(tensors, temporary, metadata={"radam": json.dumps(header)})
-        temporary.chmod(mode)  # save_file makes a file that only its owner may read
+        os.chmod(temporary, mode)  # save_file makes a file that only its owner may read
         _sync(temporary)
         os.replace(temporary, target)
     except BaseException:
