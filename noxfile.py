@@ -11,6 +11,7 @@ nox.options.sessions = ["wheel", "lint", "cpp", "tests"]
 nox.options.stop_on_first_error = False
 
 DIST = Path("build/dist")
+LARGEST_WHEEL = 2_000_000  # bytes
 
 
 @nox.session
@@ -19,6 +20,9 @@ def wheel(session: nox.Session) -> None:
     session.install("pip>=25")
     shutil.rmtree(DIST, ignore_errors=True)
     session.run("python", "-m", "pip", "wheel", ".", "--no-deps", "--wheel-dir", str(DIST))
+    size = Path(built_wheel(session)).stat().st_size
+    if size > LARGEST_WHEEL:
+        session.error(f"the wheel has {size} bytes, more than {LARGEST_WHEEL}")
 
 
 def built_wheel(session: nox.Session) -> str:

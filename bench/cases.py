@@ -42,14 +42,12 @@ class Case:
         what: the same in words.
         full: makes the shapes.
         quick: makes smaller ones, to try the benchmark itself; their times mean nothing.
-        slow_too: whether contestants that need many times the limit take part without ``--all``.
     """
 
     name: str
     what: str
     full: Callable[[], Shapes]
     quick: Callable[[], Shapes]
-    slow_too: bool = True
 
     def shapes(self, quick: bool) -> Shapes:
         """Return the shapes, or the smaller ones."""
@@ -65,13 +63,7 @@ CASES = {
     case.name: case
     for case in (
         Case("33.5M", "33.5 M parameters in 4 arrays", lambda: in_four(33_500_000), lambda: in_four(1_000_000)),
-        Case(
-            "134M",
-            "134 M parameters in 4 arrays",
-            lambda: in_four(134_000_000),
-            lambda: in_four(4_000_000),
-            slow_too=False,
-        ),
+        Case("134M", "134 M parameters in 4 arrays", lambda: in_four(134_000_000), lambda: in_four(4_000_000)),
         Case("resnet50", "the 161 arrays of ResNet-50", resnet50, lambda: resnet50(width=8)),
         Case("1000x4096", "1000 arrays of 4096", lambda: [(4096,)] * 1000, lambda: [(4096,)] * 50),
         Case("1000x64", "1000 arrays of 64", lambda: [(64,)] * 1000, lambda: [(64,)] * 50),

@@ -77,7 +77,6 @@ class Contestant:
         copies: how many arrays like all the parameters a step allocates at its peak.
         array_copies: how many like the largest one.
         torch: whether it needs PyTorch.
-        slow: whether a step takes many times the limit.
     """
 
     name: str
@@ -85,7 +84,6 @@ class Contestant:
     copies: int = 0
     array_copies: int = 0
     torch: bool = False
-    slow: bool = False
 
     def lasting_bytes(self, shapes: Shapes) -> int:
         """Return what param, grad and two moments take."""
@@ -103,8 +101,8 @@ CONTESTANTS = {
         Contestant("limit", _limit),
         Contestant("radam", _radam),
         Contestant("torch fused AdamW", _torch("AdamW", fused=True), torch=True),
-        Contestant("torch RAdam foreach", _torch("RAdam", foreach=True), copies=2, torch=True, slow=True),
-        Contestant("torch RAdam default", _torch("RAdam", foreach=False), array_copies=2, torch=True, slow=True),
+        Contestant("torch RAdam foreach", _torch("RAdam", foreach=True), copies=2, torch=True),
+        Contestant("torch RAdam default", _torch("RAdam", foreach=False), array_copies=2, torch=True),
     )
 }
 

@@ -118,7 +118,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="A,B",
         help=f"of: {', '.join(CONTESTANTS)}; default: all; limit and radam always run",
     )
-    add("--all", action="store_true", help="the slow contestants also in the cases that they are left out of")
     add("--huge-pages", action="store_true", help="let PyTorch ask Linux for huge pages, as NumPy always does")
     add("--threads", type=threads, default="1,all", metavar="N,M", help=f"default: 1,all (all is {cores} here)")
     add("--rounds", type=positive(int), help="at most this many timed steps of each; default: 100, quick 10")
@@ -145,7 +144,7 @@ def _measure(
     case: Case, chosen: Sequence[Contestant], arguments: argparse.Namespace, order: random.Random
 ) -> dict[str, Any]:
     shapes = case.shapes(arguments.quick)
-    contestants, left_out = _those_that_fit(case, shapes, chosen, arguments.all)
+    contestants, left_out = _those_that_fit(case, shapes, chosen)
     _say(f"{case.name}: {element_count(shapes):,} parameters in {len(shapes)} arrays")
     for name, reason in left_out.items():
         _say(f"  without {name}: {reason}")
@@ -176,7 +175,7 @@ def _measure(
 
 
 def _those_that_fit(
-    case: Case, shapes: Shapes, chosen: Sequence[Contestant], slow_too: bool
+    case: Case, shapes: Shapes, chosen: Sequence[Contestant]
 ) -> tuple[list[Contestant], dict[str, str]]:
     """Return who takes part, and why the others do not. All stay in memory together, for they take turns."""
     free = available_memory()
@@ -185,9 +184,7 @@ def _those_that_fit(
     for contestant in chosen:
         together = [*contestants, contestant]
         needed = sum(c.lasting_bytes(shapes) for c in together) + max(c.passing_bytes(shapes) for c in together)
-        if contestant.slow and not (case.slow_too or slow_too):
-            left_out[contestant.name] = "slow in this case; --all takes it along"
-        elif free is not None and needed > MEMORY_SHARE * free:
+        if free is not None and needed > MEMORY_SHARE * free:
             left_out[contestant.name] = (
                 f"with it {needed / 1e9:.1f} GB would be needed; {MEMORY_SHARE * free / 1e9:.1f} GB may be taken"
             )

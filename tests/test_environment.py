@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -237,3 +238,7 @@ print(used() - before)
     if not hasattr(libc, "mallinfo2"):
         pytest.skip("this glibc has no mallinfo2")
     assert int(output(code)[0]) <= 64 * 1024
+
+
+def test_the_package_and_its_core_have_one_version() -> None:
+    assert radam.__version__ == importlib.metadata.version("radam")

@@ -138,7 +138,7 @@ def test_a_step_cannot_be_entered_again_from_inside(call: Callable[[Any], Any], 
     closure, errors = None, []
 
     def again(*_: Any) -> Any:
-        with pytest.raises(RuntimeError, match="while a step of this optimizer is under way") as caught:
+        with pytest.raises(RuntimeError, match="a step of this optimizer is under way") as caught:
             call(optimizer)
         errors.append(caught)
         return 0.5 if inside == "lr" else None

@@ -85,7 +85,8 @@ def test_an_edited_hyperparameter_takes_effect_at_the_next_step(key: str) -> Non
     unedited = copy.deepcopy(optimizer)
     optimizer.param_groups[0][key] = EDITS[key]
     born = radam.RAdam([edited.copy()], **{**hyperparameters, key: EDITS[key]})
-    born._states = copy.deepcopy(optimizer._states)  # moments do not remember hyperparameters
+    held, made = optimizer._states[0], born._states[0]  # moments do not remember hyperparameters
+    made.steps, made.moments = held.steps.copy(), copy.deepcopy(held.moments)
     for each in (optimizer, unedited, born):
         for scale in (1.0, -0.1):  # a smaller v, so that amsgrad shows
             each.step(grads=[np.float32(scale) * ones()])
@@ -221,3 +222,34 @@ def test_conventions_are_chosen_by_name_or_made_by_replace() -> None:
 def test_a_convention_out_of_range_is_a_value_error_that_names_the_entry(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(radam.CONVENTIONS["torch"], **change)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_coefficients_too_large_for_the_arithmetic_are_a_value_error(dtype: type) -> None:
+    param = np.ones(4, dtype)
+    optimizer = radam.RAdam([param], weight_decay=1.0, decoupled_weight_decay=True)
+    optimizer.step(grads=[param.copy()])
+    before = frozen(optimizer)
+    optimizer.param_groups[0].update(lr=1e39 if dtype is np.float32 else 1e308, weight_decay=10.0)
+    with pytest.raises(ValueError, match=f"parameter 0 of group 0 .*too large for {np.dtype(dtype)} arithmetic"):
+        optimizer.step(grads=[param.copy()])
+    optimizer.param_groups[0].update(lr=1e-3, weight_decay=1.0)
+    assert frozen(optimizer) == before
+
+
+def test_the_kinds_of_decay_may_come_in_a_list() -> None:
+    as_list = dataclasses.replace(radam.CONVENTIONS["torch"], decay=["decoupled"])
+    assert as_list == dataclasses.replace(radam.CONVENTIONS["torch"], decay=("decoupled",))
+
+
+@pytest.mark.parametrize("field", ["threshold", "eps", "eps_root"])
+def test_a_convention_of_text_is_a_type_error_that_names_the_field(field: str) -> None:
+    with pytest.raises(TypeError, match=f"{field} must be a number, got '5'"):
+        dataclasses.replace(radam.CONVENTIONS["torch"], **{field: "5"})
+
+
+@pytest.mark.parametrize("key", ["maximize", "amsgrad", "decoupled_weight_decay"])
+def test_a_switch_is_true_or_false(key: str) -> None:
+    with pytest.raises(TypeError, match=f"{key} must be True or False, got 'false'"):
+        radam.RAdam([ones()], **{key: "false"})
+    radam.RAdam([ones()], **{key: np.True_})

@@ -85,6 +85,14 @@ def test_a_step_number_below_one_is_refused(t: int) -> None:
         radam.rectification(t, 0.999)
 
 
+@pytest.mark.parametrize(
+    ("t", "beta2", "error"), [(7.0, 0.999, TypeError), (2**64, 0.999, ValueError), (7, "0.999", TypeError)]
+)
+def test_what_is_no_step_number_or_no_beta2_is_refused_by_name(t: Any, beta2: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^(t|beta2) must be"):
+        radam.rectification(t, beta2)
+
+
 @pytest.mark.parametrize("beta2", [-1e-9, 1.0, 1.5, float("nan"), float("inf")])
 def test_a_beta2_outside_its_range_is_refused(beta2: float) -> None:
     with pytest.raises(ValueError, match="betas"):

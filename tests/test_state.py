@@ -132,9 +132,87 @@ def test_a_state_of_the_same_parameters_in_another_order_is_a_value_error() -> N
     one, two = np.ones(4), np.ones(4)
     source, target = radam.RAdam({"a": one, "b": two}), radam.RAdam({"b": two, "a": one})
     source.step(grads=[np.ones(4), np.ones(4)])
-    with pytest.raises(ValueError, match=r"param_groups\[0\]\['param_names'\] is \['a', 'b'\], but .* \['b', 'a'\]"):
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\['param_names'\] is \('a', 'b'\), but .* \('b', 'a'\)"):
         target.load_state_dict(source.state_dict())
     assert target.state == [{}, {}]
+
+
+def other_convention() -> radam.RAdam:
+    return radam.RAdam([np.ones(4)], convention="author")
+
+
+@pytest.mark.parametrize(
+    ("make_other", "key"), [(lambda: radam.Adam([np.ones(4)]), "optimizer"), (other_convention, "convention")]
+)
+def test_a_state_of_an_optimizer_that_steps_otherwise_is_a_value_error(
+    make_other: Any, key: str, tmp_path: Path
+) -> None:
+    source, target = make_other(), radam.RAdam([np.ones(4)])
+    source.step(grads=[np.ones(4)])
+    source.save(tmp_path / "state")
+    for load in (lambda: target.load_state_dict(source.state_dict()), lambda: target.load(tmp_path / "state")):
+        with pytest.raises(ValueError, match=f"^{key}: the state dict is of"):
+            load()
+    assert target.state == [{}]
+    make_other().load(tmp_path / "state")
+
+
+def test_conventions_that_differ_in_name_alone_share_their_states() -> None:
+    source, target = radam.RAdam([np.ones(4)], convention="torch"), radam.RAdam([np.ones(4)], convention="lucid")
+    source.step(grads=[np.ones(4)])
+    target.load_state_dict(source.state_dict())
+    assert target.state[0]["step"] == 1
+
+
+def test_a_state_from_before_an_entry_of_the_user_s_own_loads() -> None:
+    source, target = radam.RAdam([np.ones(4)]), radam.RAdam([np.ones(4)])
+    target.param_groups[0]["initial_lr"] = 0.5
+    target.load_state_dict(source.state_dict())
+    assert target.param_groups[0]["initial_lr"] == 0.5
+
+
+def exchange(optimizer: radam.RAdam, how: str) -> None:
+    first, second = optimizer.param_groups
+    if how == "a group removed":
+        del optimizer.param_groups[0]
+    elif how == "a group appended":
+        optimizer.param_groups.append(dict(second, params=[np.ones(4)]))
+    elif how == "groups swapped":
+        optimizer.param_groups.reverse()
+    elif how == "parameters swapped":
+        first["params"].reverse()
+    elif how == "a parameter exchanged":
+        second["params"][0] = np.ones(4)
+    else:
+        del first["params"]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "a group removed",
+        "a group appended",
+        "groups swapped",
+        "parameters swapped",
+        "a parameter exchanged",
+        "params deleted",
+    ],
+)
+def test_no_parameter_goes_on_with_the_moments_of_another(how: str, tmp_path: Path) -> None:
+    params = [np.ones(4) for _ in range(3)]
+    optimizer = radam.RAdam([{"params": params[:2]}, {"params": params[2:]}])
+    optimizer.step(grads=[np.ones(4)] * 3)
+    before = [p.tobytes() for p in params]
+    exchange(optimizer, how)
+    for call in (
+        lambda: optimizer.step(grads=[np.ones(4)] * 3),
+        optimizer.state_dict,
+        lambda: optimizer.load_state_dict({}),
+        lambda: optimizer.save(tmp_path / "state"),
+    ):
+        with pytest.raises(ValueError, match="param_groups no longer holds the parameters it was given"):
+            call()
+    assert [p.tobytes() for p in params] == before
 
 
 def test_loading_keeps_the_parameters_and_their_names() -> None:
@@ -196,9 +274,9 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     **{f"no {key} in a state": (without("state", 1, key), rf"state\[1\] has no '{key}'") for key in STATE_KEYS},
     **{
         f"step {s!r}": (having(s, "state", 1, "step"), r"state\[1\]\['step'\]")
-        for s in (-1, 0, 2**62, 2**70, 1.0, "1", None, True, float("nan"), [1])
+        for s in (-1, 0, 2**62 + 1, 2**70, 1.0, "1", None, True, float("nan"), [1])
     },
-    **{f"version {v!r}": (having(v, "version"), "version") for v in (0, 2, "1", None)},
+    **{f"version {v!r}": (having(v, "version"), "version") for v in (0, 2, "1", None, True)},
     **{
         f"shape of {key}": (having(lambda a: a[:-1], "state", 0, key), rf"state\[0\]\['{key}'\] has shape")
         for key in STATE_KEYS[1:]
@@ -218,6 +296,19 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "a moment of text": (having("x", "state", 0, "exp_avg"), r"state\[0\]\['exp_avg'\]"),
     "a ragged moment": (having([[1.0], [1.0, 2.0]], "state", 0, "exp_avg"), r"state\[0\]\['exp_avg'\]"),
     "a list for a state": (having([1], "state", 0), r"state\[0\] must be a dict"),
+    "names of a number": (having(5, "param_groups", 1, "param_names"), r"param_groups\[1\]\['param_names'\] is 5"),
+    "a huge lr": (having(10**400, "param_groups", 0, "lr"), r"param_groups\[0\]: lr must be a finite number"),
+    "a flag of text": (having("false", "param_groups", 0, "maximize"), "maximize must be True or False, got 'false'"),
+    "a dict in a group": (
+        having({}, "param_groups", 0, "note"),
+        r"param_groups\[0\]: the group entry 'note' is a dict",
+    ),
+    "an average below zero": (
+        having(lambda a: -a - 1, "state", 0, "exp_avg_sq"),
+        r"state\[0\]\['exp_avg_sq'\] holds a neg",
+    ),
+    "no optimizer": (without("optimizer"), "no 'optimizer'"),
+    "no convention": (without("convention"), "no 'convention'"),
     "an unknown moment": (having(1, "state", 0, "exp_inf"), r"state\[0\] has 'exp_inf'"),
     "a state of no parameter": (having({}, "state", 3), r"state\[3\]"),
     "a state of a text": (having({}, "state", "0"), r"state\['0'\]"),

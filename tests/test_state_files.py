@@ -79,6 +79,24 @@ def test_a_file_has_the_permissions_of_any_new_file_and_keeps_those_it_had(tmp_p
     assert (tmp_path / "s").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_what_is_there_and_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match="is there and is no file"):
+            stepped().save(path)
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*nowhere"):
+        stepped().save(tmp_path / "nowhere" / "state")
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_link_is_saved_through(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    stepped().save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    stepped().load(tmp_path / "file")
+
+
 def refused(path: Path, error: type[Exception] = ValueError, words: str | None = None) -> None:
     optimizer = stepped()
     before = frozen(optimizer)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import select
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -114,7 +117,8 @@ def test_one_optimizer_in_two_threads_is_an_error_or_serial_and_never_torn() -> 
 
     results = in_threads(4, work)
     assert set().union(*(errors for _, errors in results)) <= {
-        "step was called while a step of this optimizer is under way (in another thread, or from a hook or a closure)"
+        "a step of this optimizer is under way (in another thread, in a hook or a closure, or in the process that this "
+        "one was forked from)"
     }
     done = sum(count for count, _ in results)
     assert done > 0
@@ -275,3 +279,82 @@ def test_threads_of_the_pool_leave_signals_to_python() -> None:
     finally:
         signal.signal(signal.SIGINT, kept)
     assert seen == [True]
+
+
+LEAVING = """
+import threading, time
+import numpy as np
+import radam
+
+def work():
+    param = np.ones({size}, np.float32)
+    optimizer = radam.RAdam([param])
+    while True:
+        optimizer.step(grads=[param.copy()])
+
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_the_interpreter_may_end_while_other_threads_step(size: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING.format(size=size)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the interrupts come from a POSIX timer")
+def test_an_interrupt_never_leaves_the_optimizer_locked() -> None:
+    param, grad = np.ones(10, np.float32), np.ones(10, np.float32)
+    optimizer = radam.RAdam([param], lr=0.5)
+    held, wait = [], random.Random(0)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupted)
+    try:
+        for _ in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, wait.uniform(1e-5, 2e-3))
+                while True:
+                    optimizer.step(grads=[grad])
+            except KeyboardInterrupt as error:
+                held.append(error)  # its traceback holds the frames of the step, as a notebook's last one does
+            optimizer.step(grads=[grad])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(held) == 300
+
+
+FORKING = """
+import os, sys, threading, time
+import numpy as np
+import radam
+
+def work():
+    param = np.ones(3_000_000, np.float32)
+    optimizer = radam.RAdam([param])
+    while True:
+        optimizer.step(grads=[param.copy()])
+
+threading.Thread(target=work, daemon=True).start()
+for _ in range(20):
+    time.sleep(0.003)
+    child = os.fork()
+    if child == 0:
+        sys.exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_forked_while_another_thread_steps_can_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKING], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

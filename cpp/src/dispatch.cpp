@@ -138,7 +138,7 @@ const Sweeps& sweeps() {
 }
 
 constexpr int most_threads = 1024;
-constexpr std::int64_t tile_alignment = 64;      // elements: no cache line is written by two threads
+constexpr std::int64_t tile_alignment = 64;      // elements: two threads share one cache line at most
 constexpr std::int64_t alone_below = 64 * 1024;  // elements: less than this, waking a thread costs more
 
 // One parallel region: a thread meets the same memory in every step, because the partition depends on sizes alone.

@@ -67,6 +67,21 @@ void copies_there_and_back() {
     }
 }
 
+bool countable(const Dims& shape, const Dims& strides = {}) { return radam::is_countable(layout(shape, strides)); }
+
+void refuses_what_no_memory_holds() {
+    const std::int64_t huge = std::int64_t{1} << 62;
+    const Dims empty{huge, 4, 0};
+    EXPECT(countable({3, 4}));
+    EXPECT(countable(empty));
+    EXPECT(radam::element_count(layout(empty, {})) == 0);
+    EXPECT(!countable({huge, 2}));
+    EXPECT(!countable({std::int64_t{1} << 32, std::int64_t{1} << 32}));
+    EXPECT(!countable({-1, 2}));
+    EXPECT(!countable({3}, {huge}));
+    EXPECT(!countable({3, 3}, {-(huge / 3), huge / 3}));
+}
+
 void finds_exact_overlaps() {
     const Dims five{5}, every_second{8};
     const radam::Layout a = layout(five, every_second);
@@ -83,6 +98,7 @@ void finds_exact_overlaps() {
 int main() {
     knows_every_kind_of_layout();
     copies_there_and_back();
+    refuses_what_no_memory_holds();
     finds_exact_overlaps();
     return failures == 0 ? 0 : 1;
 }

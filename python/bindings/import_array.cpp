@@ -23,10 +23,6 @@ constexpr const char* accepted = "float64, float32, bfloat16 or float16";
     throw nb::type_error((where.text() + " " + what).c_str());
 }
 
-[[noreturn]] void refuse_value(const Where& where, const std::string& what) {
-    throw nb::value_error((where.text() + " " + what).c_str());
-}
-
 [[noreturn]] void refuse_dtype(const Where& where, const std::string& dtype) {
     std::string remedy;
     if (dtype.rfind("complex", 0) == 0) remedy = "; view it as real numbers, array.view('float32') for complex64";
@@ -127,6 +123,13 @@ std::string reason(nb::python_error& error) {
     return nb::cast<std::string>(nb::str(error.value()));
 }
 
+constexpr const char* too_large = "claims a shape or strides that no memory can hold";
+constexpr std::int64_t most_stride = std::int64_t{1} << 58;  // in elements
+
+void check_size(const Layout& layout, const Where& where) {
+    if (!is_countable(layout)) refuse_value(where, too_large);
+}
+
 void check_dims(std::int64_t ndim, const Where& where) {
     if (ndim >= 0 && ndim <= most_dims) return;
     refuse_value(where,
@@ -137,12 +140,15 @@ void check_dims(std::int64_t ndim, const Where& where) {
 
 std::string Where::text() const {
     std::string text = std::string(role) + " " + std::to_string(index);
-    if (names != nullptr && names != Py_None) {
-        const nb::object name =
-            nb::borrow<nb::object>(nb::handle(PyTuple_GetItem(names, static_cast<Py_ssize_t>(index))));
-        if (!name.is_none()) text += " ('" + nb::cast<std::string>(nb::str(name)) + "')";
+    if (names != nullptr && names != Py_None && index < static_cast<std::size_t>(PyTuple_Size(names))) {
+        const nb::object name = nb::borrow<nb::object>(PyTuple_GetItem(names, static_cast<Py_ssize_t>(index)));
+        if (!name.is_none()) text += " (" + nb::cast<std::string>(nb::repr(name)) + ")";
     }
     return text + " of group " + std::to_string(group);
+}
+
+void refuse_value(const Where& where, const std::string& what) {
+    throw nb::value_error((where.text() + " " + what).c_str());
 }
 
 bool load_numpy() noexcept { return _import_array() >= 0; }
@@ -239,6 +245,10 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
     }
 
     const std::int32_t device = tensor->device.type;
+    if (access == Access::read && device != dlpack::cpu && device != dlpack::cuda_host)
+        refuse_value(where, "is on another device (DLPack type " + std::to_string(device) + ", number " +
+                                std::to_string(tensor->device.id) +
+                                ") than the parameter, which is on the CPU; move it there");
     if (device == dlpack::cuda || device == dlpack::cuda_managed)
         throw std::runtime_error(where.text() +
                                  " is on a CUDA device, and this radam is built without CUDA; move it to "
@@ -257,11 +267,18 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
     if (access == Access::write && read_only) refuse_read_only(where);
     if (access == Access::write && copied)
         refuse_value(where, "is exported as a copy, which the step would update in vain");
+    check_size(out.layout, where);
     if (tensor->strides != nullptr) {
         std::vector<std::int64_t> strides(tensor->strides, tensor->strides + tensor->ndim);
-        for (std::int64_t& stride : strides) stride *= out.layout.itemsize;
+        for (int d = 0; d < tensor->ndim; ++d) {
+            std::int64_t& stride = strides[static_cast<std::size_t>(d)];
+            if (tensor->shape[d] <= 1) stride = 1;  // it is never taken, and may be anything
+            if (stride <= -most_stride || stride >= most_stride) refuse_value(where, too_large);
+            stride *= out.layout.itemsize;
+        }
         Layout strided = out.layout;
         strided.strides = strides.data();
+        check_size(strided, where);
         if (!is_c_contiguous(strided)) {
             strides_.push_back(std::move(strides));
             out.layout.strides = strides_.back().data();
@@ -298,6 +315,7 @@ Array Imports::from_buffer(PyObject* object, Access access, const Where& where) 
     strides_.push_back(std::move(numbers));
     const std::int64_t* const held = strides_.back().data();
     out.layout = {view.ndim, held, strided ? held + view.ndim : nullptr, size_of(out.dtype)};
+    check_size(out.layout, where);
     if (is_c_contiguous(out.layout)) out.layout.strides = nullptr;
     return out;
 }

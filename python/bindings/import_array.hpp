@@ -21,6 +21,8 @@ struct Where {
     std::string text() const;
 };
 
+[[noreturn]] void refuse_value(const Where& where, const std::string& what);
+
 enum class Access { read, write };
 
 // Borrowed memory of an array on the CPU.

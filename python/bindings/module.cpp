@@ -5,7 +5,9 @@
 #include <radam/dispatch.hpp>
 #include <radam/float_mode.hpp>
 
+#include <atomic>
 #include <optional>
+#include <stdexcept>
 
 #include "import_array.hpp"
 #include "step.hpp"
@@ -77,6 +79,23 @@ std::optional<double> rectification(const Hyperparameters& h, std::int64_t t) {
     return radam::rectification(rho, radam::rho_infinity(h.beta2));
 }
 
+// One call at a time has an optimizer to itself. Native, so that no interrupt comes between taking a turn and giving it
+// back: between two bytecodes of a Python context manager one may.
+class Turn {
+public:
+    void enter() {
+        if (taken_.exchange(true))
+            throw std::runtime_error(
+                "a step of this optimizer is under way (in another thread, in a hook or a closure, or in the process "
+                "that "
+                "this one was forked from); use one optimizer from one thread at a time");
+    }
+    void leave() noexcept { taken_ = false; }
+
+private:
+    std::atomic<bool> taken_{false};
+};
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -105,6 +124,15 @@ NB_MODULE(_core, m) {
             "warmup"_a = "momentum", "eps_on"_a = "sqrt_v",
             "What a step of one group needs; ValueError where one is out of range.");
 
+    nb::class_<Turn>(m, "Turn")
+        .def(nb::init<>())
+        .def("__enter__", &Turn::enter)
+        .def(
+            "__exit__", [](Turn& turn, nb::handle, nb::handle, nb::handle) { turn.leave(); }, "type"_a.none(),
+            "value"_a.none(), "traceback"_a.none());
+
+    m.def("forget_steps", &radam::python::forget_steps, "In a forked child: the steps of other threads are not there.");
+    m.def("end_steps", &radam::python::end_steps, "Wait for steps in other threads; later ones keep the GIL.");
     m.def("step", &radam::python::step, "groups"_a, "nonfinite"_a,
           nb::sig("def step(groups: tuple[tuple[object, ...], ...], nonfinite: str) -> bool"),
           "Check all groups, then step them; see step.hpp.");
@@ -126,10 +154,18 @@ NB_MODULE(_core, m) {
     m.def("rectification", &rectification, "hyperparameters"_a, "t"_a,
           "r of step t, or None while it is not rectified.");
     m.def(
-        "one_minus_power", [](double beta, std::int64_t t) { return radam::one_minus_power(beta, checked_step(t)); },
+        "one_minus_power",
+        [](double beta, std::int64_t t) {
+            const radam::DefaultFloatMode mode;
+            return radam::one_minus_power(beta, checked_step(t));
+        },
         "beta"_a, "t"_a, "1 - beta^t.");
     m.def(
-        "rho", [](double beta2, std::int64_t t) { return radam::rho(radam::power_sums(beta2, checked_step(t))); },
+        "rho",
+        [](double beta2, std::int64_t t) {
+            const radam::DefaultFloatMode mode;
+            return radam::rho(radam::power_sums(beta2, checked_step(t)));
+        },
         "beta2"_a, "t"_a, "The length of the approximated simple moving average at step t.");
     m.def("rho_infinity", &radam::rho_infinity, "beta2"_a, "Its limit, 2 / (1 - beta2) - 1.");
 

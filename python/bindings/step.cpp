@@ -5,11 +5,14 @@
 #include <radam/float_mode.hpp>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <memory>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "import_array.hpp"
@@ -49,10 +52,6 @@ std::string shape_text(const Layout& layout) {
     std::string text = "(";
     for (int d = 0; d < layout.ndim; ++d) text += (d > 0 ? ", " : "") + std::to_string(layout.shape[d]);
     return text + (layout.ndim == 1 ? ",)" : ")");
-}
-
-[[noreturn]] void refuse(const Where& where, const std::string& what) {
-    throw nb::value_error((where.text() + " " + what).c_str());
 }
 
 Slot slot_of(const Entry& entry, const ScheduledStep* step) {
@@ -114,8 +113,8 @@ void Call::add_array(Entry& entry, Role role, const nb::tuple& arrays) {
     Array& array = entry.arrays[role];
     array = imports_.add(object, role == grad ? Access::read : Access::write, where(role, entry));
     if (role != grad && overlaps_itself(array.layout))
-        refuse(where(role, entry),
-               "has elements that share memory (an expanded or overlapping view); hand in a copy of it");
+        refuse_value(where(role, entry),
+                     "has elements that share memory (an expanded or overlapping view); hand in a copy of it");
     const Extent e = extent(array.layout);
     if (e.first == e.last) return;
     const auto base = reinterpret_cast<std::uintptr_t>(array.data);
@@ -127,19 +126,19 @@ void Call::check_arrays(const Entry& entry, bool amsgrad) const {
     const Array& p = entry.arrays[param];
     const Array& g = entry.arrays[grad];
     if (!is_pair(p.dtype, g.dtype))
-        refuse(where(grad, entry),
-               std::string("has dtype ") + name_of(g.dtype) + ", the parameter " + name_of(p.dtype) +
-                   "; float64 goes with float64 only, float32, bfloat16 and float16 with each other");
+        refuse_value(where(grad, entry),
+                     std::string("has dtype ") + name_of(g.dtype) + ", the parameter " + name_of(p.dtype) +
+                         "; float64 goes with float64 only, float32, bfloat16 and float16 with each other");
     const DType moments = moment_dtype(p.dtype);
     for (const Role role : {grad, exp_avg, exp_avg_sq, max_exp_avg_sq}) {
         if (role == max_exp_avg_sq && !amsgrad) continue;
         const Array& array = entry.arrays[role];
         if (!same_shape(array.layout, p.layout))
-            refuse(where(role, entry),
-                   "has shape " + shape_text(array.layout) + ", the parameter " + shape_text(p.layout));
+            refuse_value(where(role, entry),
+                         "has shape " + shape_text(array.layout) + ", the parameter " + shape_text(p.layout));
         if (role != grad && array.dtype != moments)
-            refuse(where(role, entry), std::string("has dtype ") + name_of(array.dtype) + "; the moments of a " +
-                                           name_of(p.dtype) + " parameter are " + name_of(moments));
+            refuse_value(where(role, entry), std::string("has dtype ") + name_of(array.dtype) + "; the moments of a " +
+                                                 name_of(p.dtype) + " parameter are " + name_of(moments));
     }
 }
 
@@ -187,10 +186,16 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
         for (int role = 0; role < used; ++role) add_array(entry, static_cast<Role>(role), arrays[role]);
         check_arrays(entry, h.amsgrad);
         if (taken[i] < 0 || taken[i] >= most_steps)
-            refuse(where(param, entry),
-                   "has taken " + std::to_string(taken[i]) + " steps; a step count lies between 0 and 2^62");
+            refuse_value(where(param, entry),
+                         "has taken " + std::to_string(taken[i]) + " steps; a step count lies between 0 and 2^62");
         counters_.push_back(taken + i);
-        slots_.push_back(slot_of(entry, scheduled(h, lrs, taken[i] + 1, group)));
+        const ScheduledStep* const step = scheduled(h, lrs, taken[i] + 1, group);
+        const bool wide = entry.arrays[param].dtype == DType::fp64;
+        if (wide ? !is_finite(step->f64) : !is_finite(step->f32))
+            refuse_value(where(param, entry), std::string("would be stepped by numbers too large for ") +
+                                                  (wide ? "float64" : "float32") +
+                                                  " arithmetic; lower lr or weight_decay");
+        slots_.push_back(slot_of(entry, step));
     }
 }
 
@@ -312,6 +317,35 @@ void Call::clear() noexcept {
     names_.clear();
 }
 
+// Lets other Python threads run, unless the interpreter is ending: then a thread that asks for the GIL back never
+// returns, and unwinding it through C++ would end the process.
+class Unlocked {
+public:
+    Unlocked() : thread_(nullptr) {
+        ++running;
+        if (!ending) thread_ = PyEval_SaveThread();
+    }
+    Unlocked(const Unlocked&) = delete;
+    Unlocked& operator=(const Unlocked&) = delete;
+    ~Unlocked() {
+        if (thread_ != nullptr) PyEval_RestoreThread(thread_);
+        --running;
+    }
+
+    static void end() {
+        ending = true;
+        const nb::gil_scoped_release release;
+        while (running > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+
+    static void forget() noexcept { running = 0; }
+
+private:
+    static inline std::atomic<bool> ending{false};
+    static inline std::atomic<int> running{0};
+    PyThreadState* thread_;
+};
+
 // One Call per thread, taken while in use: a __dlpack__ that steps another optimizer gets a new one.
 class CallInUse {
 public:
@@ -350,7 +384,7 @@ bool step(const nb::tuple& groups, const std::string& nonfinite) {
     call->check_overlaps();
     std::size_t bad = call->size();
     {
-        const nb::gil_scoped_release release;
+        const Unlocked unlocked;
         call->stand_in();
         if (nonfinite != "propagate") bad = call->first_nonfinite();
         if (bad == call->size()) call->run();
@@ -359,6 +393,10 @@ bool step(const nb::tuple& groups, const std::string& nonfinite) {
     if (nonfinite == "raise") call->refuse_nonfinite(bad);
     return false;
 }
+
+void end_steps() { Unlocked::end(); }
+
+void forget_steps() noexcept { Unlocked::forget(); }
 
 void check_params(const nb::tuple& groups) {
     CallInUse call;
@@ -370,13 +408,13 @@ void limit(const nb::tuple& groups) {
     CallInUse call;
     for (std::size_t i = 0; i < groups.size(); ++i) call->add_group(i, nb::cast<nb::tuple>(groups[i]));
     call->check_overlaps();
-    const nb::gil_scoped_release release;
+    const Unlocked unlocked;
     call->run_limit();
 }
 
 nb::tuple describe(nb::handle array, nb::handle names, std::size_t group, std::size_t index) {
     Imports imports;
-    const Array found = imports.add(array.ptr(), Access::read, {role_names[param], group, index, names.ptr()});
+    const Array found = imports.add(array.ptr(), Access::write, {role_names[param], group, index, names.ptr()});
     const Layout& a = found.layout;
     nb::list shape, order;
     for (int d = 0; d < a.ndim; ++d) shape.append(a.shape[d]);

@@ -17,6 +17,12 @@ namespace radam::python {
 // nonfinite: "propagate", "skip" or "raise". Returns false when the step was skipped.
 bool step(const nanobind::tuple& groups, const std::string& nonfinite);
 
+// Waits for steps in other threads; later ones keep the GIL. To be called when the interpreter ends.
+void end_steps();
+
+// In a forked child: the other threads, and their steps, are not there.
+void forget_steps() noexcept;
+
 // What parameters alone can fail of the checks of a step: a tuple (params, names) per group.
 void check_params(const nanobind::tuple& groups);
 

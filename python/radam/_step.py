@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+
 from ._core import (
     Hyperparameters,
+    Turn,
     check_params,
     coefficients,
     describe,
+    end_steps,
+    forget_steps,
     isa,
     limit,
     rho_infinity,
@@ -20,6 +26,7 @@ from ._core import version as __version__
 
 __all__ = [
     "Hyperparameters",
+    "Turn",
     "__version__",
     "check_params",
     "coefficients",
@@ -37,6 +44,11 @@ __all__ = [
 # Refuse a bad RADAM_ISA or RADAM_NUM_THREADS now, not in the first step; inside the module it would be an ImportError.
 isa()
 _num_threads()
+
+# A thread that is inside a step when the interpreter ends would end the process with an error.
+atexit.register(end_steps)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_steps)
 
 
 def isas() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import operator
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -50,6 +51,10 @@ class Convention:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
+        for field in ("threshold", "eps", "eps_root"):
+            if isinstance(getattr(self, field), (str, bytes)) or not isinstance(getattr(self, field), numbers.Real):
+                raise TypeError(f"{field} must be a number, got {getattr(self, field)!r}")
+        object.__setattr__(self, "decay", tuple(self.decay))  # a list would never equal one
         for kind in self.decay:
             if kind not in ("coupled", "decoupled"):
                 raise ValueError(f"decay must be a tuple of 'coupled' and 'decoupled', got {self.decay!r}")
@@ -160,4 +165,9 @@ def rectification(t: int, beta2: float, convention: str | Convention = "torch") 
         number = operator.index(t)
     except TypeError:
         raise TypeError(f"t must be a whole number, got {t!r}") from None
-    return rectification_of(find_convention(convention).hyperparameters(betas=(0.0, beta2)), number)
+    if not 1 <= number < 2**63:
+        raise ValueError(f"t must be at least 1 and below 2^63, got {t}")
+    given: object = beta2
+    if not isinstance(given, numbers.Real):
+        raise TypeError(f"beta2 must be a number, got {beta2!r}")
+    return rectification_of(find_convention(convention).hyperparameters(betas=(0.0, float(beta2))), number)

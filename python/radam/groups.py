@@ -87,6 +87,9 @@ def as_group(group: Mapping[str, Any]) -> Group:
     out["params"] = params
     if names is not None:
         names = list(names)
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"a parameter's name must be a string, got {name!r}")
         if len(names) != len(params):
             raise ValueError(f"param_names holds {len(names)} names for {len(params)} parameters")
         out["param_names"] = names
@@ -197,7 +200,16 @@ def number(name: str, value: Any) -> float:
             return float(value)
     except (TypeError, ValueError):
         pass
+    except OverflowError:
+        raise ValueError(f"{name} must be a finite number, but it is too large for one") from None
     raise TypeError(f"{name} must be a number or a 0-d array, got {value!r}")
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return a switch as a bool: True, False, or NumPy's; TypeError for anything else ("false" would be true)."""
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def pair(name: str, value: Any) -> tuple[float, float]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import threading
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from . import _step, groups, state
@@ -22,6 +20,8 @@ class RemovableHandle:
     """What registers a hook; remove() takes it back."""
 
     def __init__(self, hooks: dict[int, Hook], hook: Hook) -> None:
+        if not callable(hook):
+            raise TypeError(f"a hook must be a function, got {type(hook).__name__}")
         self._hooks = hooks
         self._key = max(hooks, default=-1) + 1
         hooks[self._key] = hook
@@ -35,10 +35,6 @@ class RemovableHandle:
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
-
-
-class _Turn:
-    """One call that has the optimizer to itself."""
 
 
 class Optimizer:
@@ -68,8 +64,7 @@ class Optimizer:
         self._adopt([], groups.as_groups(params), stacklevel=5)
 
     def _set_up(self) -> None:
-        self._guard = threading.Lock()
-        self._turn: weakref.ref[_Turn] | None = None
+        self._turn = _step.Turn()
         self._pre_hooks: dict[int, Hook] = {}
         self._post_hooks: dict[int, Hook] = {}
         if not hasattr(self, "param_groups"):
@@ -84,7 +79,7 @@ class Optimizer:
         Raises:
             TypeError, ValueError: if something in it cannot be stepped; the optimizer is unchanged.
         """
-        with self._alone("add_param_group"):
+        with self._turn:
             self._adopt(self.param_groups, [groups.as_group(param_group)], stacklevel=4)
 
     def _adopt(self, present: list[Group], new: list[Group], stacklevel: int) -> None:
@@ -95,7 +90,7 @@ class Optimizer:
         both = [*present, *new]
         groups.check_distinct(both)
         _step.check_params(tuple((groups.arrays_of(group["params"]), _names(group)) for group in both))
-        states = [*self._states, *(state.GroupState(len(group["params"])) for group in new)]
+        states = [*self._states, *(state.GroupState(group["params"]) for group in new)]
         for g, group in enumerate(new, start=len(present)):
             self._warn_if_never_rectified(group, g, stacklevel)
         self.param_groups, self._states = both, states
@@ -103,14 +98,17 @@ class Optimizer:
     def _hyperparameters(self, group: Group, what: str) -> _step.Hyperparameters:
         try:
             decay = groups.number("weight_decay", group["weight_decay"])
+            decoupled = group["decoupled_weight_decay"]
+            if decoupled is not None:
+                decoupled = groups.flag("decoupled_weight_decay", decoupled)
             return self.convention.hyperparameters(
                 lr=0.0 if callable(group["lr"]) else groups.number("lr", group["lr"]),  # a function: see _plan
                 betas=groups.pair("betas", group["betas"]),
                 eps=groups.number("eps", group["eps"]),
                 weight_decay=decay,
-                decoupled_weight_decay=self.convention.is_decoupled(group["decoupled_weight_decay"], decay),
-                maximize=bool(group["maximize"]),
-                amsgrad=bool(group["amsgrad"]),
+                decoupled_weight_decay=self.convention.is_decoupled(decoupled, decay),
+                maximize=groups.flag("maximize", group["maximize"]),
+                amsgrad=groups.flag("amsgrad", group["amsgrad"]),
                 rectify=self._rectify,
             )
         except KeyError as error:
@@ -150,7 +148,7 @@ class Optimizer:
             RuntimeError: if a step of this optimizer is under way, or an array is not on the CPU.
             After any of them every parameter, moment and step count is what it was.
         """
-        with self._alone("step"):
+        with self._turn:
             args: tuple[Any, ...] = (closure,)
             kwargs: dict[str, Any] = {"grads": grads}
             for hook in list(self._pre_hooks.values()):
@@ -159,7 +157,7 @@ class Optimizer:
                     if not (isinstance(changed, tuple) and len(changed) == 2):
                         raise RuntimeError(f"a step pre-hook must return None or (args, kwargs), got {changed!r}")
                     args, kwargs = changed
-            loss = self._step(*args, **kwargs)
+            loss = self._take_step(*args, **kwargs)
         for hook in list(self._post_hooks.values()):
             hook(self, args, kwargs)
         return loss
@@ -168,12 +166,13 @@ class Optimizer:
         """Step with these gradients, as in MindSpore: the same as step(grads=grads)."""
         self.step(grads=grads)
 
-    def _step(self, closure: Callable[[], Any] | None = None, *, grads: Any = None) -> Any:
+    def _take_step(self, closure: Callable[[], Any] | None = None, *, grads: Any = None) -> Any:
         if closure is not None and not callable(closure):
             raise TypeError(
                 f"closure must be a function, got {type(closure).__name__}; hand in gradients as step(grads=[...])"
             )
         loss = closure() if closure is not None else None
+        self._check_params()
         gradients = groups.grads_by_group(self.param_groups, grads)
         made: list[list[tuple[str, int, int]]] = []
         try:
@@ -197,10 +196,6 @@ class Optimizer:
     ) -> tuple[Any, ...]:
         """Everything the core needs for one group, in the order that it takes."""
         params = groups.arrays_of(group["params"])
-        if len(params) != len(held.steps):
-            raise ValueError(
-                f"group {g} has {len(params)} parameters where it had {len(held.steps)}; add some with add_param_group"
-            )
         rates = groups.learning_rates(group["lr"], held.steps, grads) if callable(group.get("lr")) else None
         hyperparameters = self._hyperparameters(group, f"group {g}")
         names = state.moments_of(group)
@@ -214,25 +209,20 @@ class Optimizer:
         for held, parts in zip(self._states, made):
             held.undo(parts)
 
+    def _check_params(self) -> None:
+        """Refuse groups whose parameters were exchanged by hand: they would go on with the moments of others."""
+        same = len(self.param_groups) == len(self._states) and all(
+            held.belongs_to(group.get("params", ())) for group, held in zip(self.param_groups, self._states)
+        )
+        if not same:
+            raise ValueError(
+                "param_groups no longer holds the parameters it was given, in their order; add_param_group adds some, "
+                "a new optimizer leaves some out"
+            )
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Set the .grad of every parameter to None, or to zeros in place. Plain arrays have none."""
         groups.clear_grads(self.param_groups, set_to_none)
-
-    @contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
-        turn = _Turn()
-        with self._guard:
-            if self._turn is not None and self._turn() is not None:
-                raise RuntimeError(
-                    f"{what} was called while a step of this optimizer is under way (in another thread, or from a hook "
-                    "or a closure); use one optimizer from one thread at a time"
-                )
-            # Weakly: however an interrupt ends this call, its turn ends with it.
-            self._turn = weakref.ref(turn)
-        try:
-            yield
-        finally:
-            self._turn = None
 
     # ---- hooks
 
@@ -257,14 +247,23 @@ class Optimizer:
         """The state of each parameter in order: "step" and the moments, live. Empty before its first step."""
         return [held.of(i) for held in self._states for i in range(len(held.steps))]
 
+    def _kind(self) -> dict[str, Any]:
+        """What a state is only good for: it steps otherwise in another one."""
+        convention = dataclasses.asdict(self.convention)
+        del convention["name"], convention["eps"]  # the groups say their eps
+        convention["decay"] = self.convention.decay[:1]  # what None means in them
+        return {"optimizer": "RAdam" if self._rectify else "Adam", "convention": convention}
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a later run needs to go on with the same bits, as plain scalars and arrays (copies).
 
-        The keys are "version", "state" (by parameter index: "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq") and
-        "param_groups". An lr that is a function of the step is saved as None and kept at load.
+        The keys are "version", "optimizer", "convention", "state" (by parameter index: "step", "exp_avg", "exp_avg_sq",
+        "max_exp_avg_sq") and "param_groups". An lr that is a function of the step is saved as None and kept at load.
+        Not in it: nonfinite, skipped_steps and hooks.
         """
-        with self._alone("state_dict"):
-            return state.copy_arrays(state.to_dict(self.param_groups, self._states))
+        with self._turn:
+            self._check_params()
+            return state.copy_arrays(state.to_dict(self._kind(), self.param_groups, self._states))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what state_dict gave. The arrays are copied.
@@ -272,8 +271,9 @@ class Optimizer:
         Raises:
             ValueError: naming the key that is missing, of the wrong shape, dtype or value; the optimizer is unchanged.
         """
-        with self._alone("load_state_dict"):
-            entries, states = state.from_dict(state_dict, self.param_groups)
+        with self._turn:
+            self._check_params()
+            entries, states = state.from_dict(state_dict, self._kind(), self.param_groups, self.defaults)
             loaded: list[Group] = []
             for g, (group, entry) in enumerate(zip(self.param_groups, entries)):
                 try:
@@ -286,8 +286,9 @@ class Optimizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a safetensors file: complete, or not at all, also when the process is killed."""
-        with self._alone("save"):
-            state.write_file(path, state.to_dict(self.param_groups, self._states))
+        with self._turn:
+            self._check_params()
+            state.write_file(path, state.to_dict(self._kind(), self.param_groups, self._states))
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over a state that save wrote.
@@ -300,8 +301,8 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks stay behind, as in torch: they seldom pickle, and belong to the program rather than the training.
-        left = ("_guard", "_turn", "_pre_hooks", "_post_hooks")
-        return {key: value for key, value in self.__dict__.items() if key not in left}
+        with self._turn:
+            return {k: v for k, v in self.__dict__.items() if k not in ("_turn", "_pre_hooks", "_post_hooks")}
 
     def __setstate__(self, content: dict[str, Any]) -> None:
         self.__dict__.update(content)

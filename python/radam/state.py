@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import numbers
+import operator
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,16 @@ def zeros_like(param: Array, index: int = 0, group: int = 0) -> np.ndarray[Any, 
 class GroupState:
     """The step counts and moments of one group, in lists parallel to its params. No state: None, and 0 steps."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, params: Sequence[Any]) -> None:
+        count = len(params)
+        self._params = list(params)
         self.steps = np.zeros(count, np.int64)
         self.moments: dict[str, list[Any]] = {name: [None] * count for name in MOMENTS}
         self._whole: set[str] = set()  # the moments that no parameter lacks
+
+    def belongs_to(self, params: Sequence[Any]) -> bool:
+        """Whether these are the parameters that it was made for, in the same order."""
+        return len(params) == len(self._params) and not any(map(operator.is_not, params, self._params))
 
     def create(
         self, group: int, names: Sequence[str], params: Sequence[Array], grads: Sequence[Array]
@@ -84,12 +92,14 @@ def plain(key: str, value: Any) -> Any:
         return None
     if hasattr(value, "item"):
         return value.item()
+    if isinstance(value, numbers.Number) and hasattr(value, "__float__"):  # a Decimal or a Fraction
+        return float(value)
     raise TypeError(f"the group entry {key!r} is a {type(value).__name__}; saved are numbers, strings and tuples")
 
 
-def to_dict(groups: Sequence[Group], states: Sequence[GroupState]) -> dict[str, Any]:
-    """Return everything there is to save, the arrays not copied."""
-    out: dict[str, Any] = {"version": VERSION, "state": {}, "param_groups": []}
+def to_dict(kind: Mapping[str, Any], groups: Sequence[Group], states: Sequence[GroupState]) -> dict[str, Any]:
+    """Return everything there is to save, the arrays not copied. kind says which optimizer it is."""
+    out: dict[str, Any] = {"version": VERSION, **kind, "state": {}, "param_groups": []}
     index = 0
     for group, state in zip(groups, states):
         entry = {key: plain(key, value) for key, value in group.items() if key != "params"}
@@ -106,12 +116,20 @@ def to_dict(groups: Sequence[Group], states: Sequence[GroupState]) -> dict[str, 
     return out
 
 
-def from_dict(saved: Any, groups: Sequence[Group]) -> tuple[list[dict[str, Any]], list[GroupState]]:
+def from_dict(
+    saved: Any, kind: Mapping[str, Any], groups: Sequence[Group], required: Container[str]
+) -> tuple[list[dict[str, Any]], list[GroupState]]:
     """Return new group entries and states from what to_dict gave; ValueError naming the key that does not fit."""
     if not isinstance(saved, Mapping):
         raise ValueError(f"a state dict must be a dict, got {type(saved).__name__}")
-    if _entry(saved, "version", "the state dict") != VERSION:
-        raise ValueError(f"the state dict has version {saved['version']!r}; this radam reads version {VERSION}")
+    version = _entry(saved, "version", "the state dict")
+    if isinstance(version, bool) or version != VERSION:
+        raise ValueError(f"the state dict has version {version!r}; this radam reads version {VERSION}")
+    for key, mine in kind.items():
+        if _tuples(_entry(saved, key, "the state dict")) != mine:
+            raise ValueError(
+                f"{key}: the state dict is of {saved[key]!r}, this optimizer of {mine!r}; they step otherwise"
+            )
     saved_groups = _entry(saved, "param_groups", "the state dict")
     saved_state = _entry(saved, "state", "the state dict")
     if not isinstance(saved_groups, Sequence) or len(saved_groups) != len(groups):
@@ -130,19 +148,28 @@ def from_dict(saved: Any, groups: Sequence[Group]) -> tuple[list[dict[str, Any]]
         if not isinstance(indices, Sequence) or len(indices) != len(group["params"]):
             raise ValueError(f"{what}['params'] must list {len(group['params'])} parameters, as the optimizer does")
         if "param_names" in group and "param_names" in saved_group:
-            names, saved_names = list(group["param_names"]), list(saved_group["param_names"])
+            names, saved_names = plain("param_names", group["param_names"]), _tuples(saved_group["param_names"])
             if names != saved_names:
                 raise ValueError(
-                    f"{what}['param_names'] is {saved_names}, but the optimizer has {names}, in this order"
+                    f"{what}['param_names'] is {saved_names!r}, but the optimizer has {names!r}, in this order"
                 )
         entry = {}
         for key in group:
-            if key not in ("params", "param_names"):
+            if key in ("params", "param_names"):
+                continue
+            if key in saved_group or key in required:
                 value = _entry(saved_group, key, what)
                 entry[key] = group[key] if key == "lr" and value is None else value
-        extra = {k: v for k, v in saved_group.items() if k not in group and k not in ("params", "param_names")}
-        entries.append({**extra, **entry})
-        state = GroupState(len(indices))
+            else:
+                entry[key] = group[key]  # what a user put there since
+        for key, value in saved_group.items():
+            if key not in entry and key not in ("params", "param_names"):
+                try:
+                    entry[key] = plain(key, value)  # what a user put there
+                except TypeError as error:
+                    raise ValueError(f"{what}: {error}") from None
+        entries.append(entry)
+        state = GroupState(group["params"])
         for i, index in enumerate(indices):
             if not isinstance(index, int) or index in used:
                 raise ValueError(f"{what}['params'] holds {index!r}, which is no index, or one used before")
@@ -156,6 +183,13 @@ def from_dict(saved: Any, groups: Sequence[Group]) -> tuple[list[dict[str, Any]]
     return entries, states
 
 
+def _tuples(value: Any) -> Any:
+    """Return JSON's lists as the tuples that plain makes."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(v) for key, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
 def _entry(mapping: Mapping[Any, Any], key: str, what: str) -> Any:
     if key not in mapping:
         raise ValueError(f"{what} has no {key!r}")
@@ -166,7 +200,7 @@ def _read(saved: Any, what: str, group: Mapping[str, Any], state: GroupState, g:
     if not isinstance(saved, Mapping):
         raise ValueError(f"{what} must be a dict, got {type(saved).__name__}")
     step = _entry(saved, "step", what)
-    if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not 1 <= step < 2**62:
+    if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not 1 <= step <= 2**62:
         raise ValueError(f"{what}['step'] must be a whole number from 1 to 2^62, got {step!r}")
     # max_exp_avg_sq outlives an amsgrad that is off just now.
     for name in (name for name in MOMENTS if name in moments_of(group) or name in saved):
@@ -180,6 +214,8 @@ def _read(saved: Any, what: str, group: Mapping[str, Any], state: GroupState, g:
             raise ValueError(f"{what}[{name!r}] has dtype {array.dtype}; the moments here are {fresh.dtype}")
         if array.shape != fresh.shape:
             raise ValueError(f"{what}[{name!r}] has shape {array.shape}, the parameter {fresh.shape}")
+        if name != "exp_avg" and (array < 0).any():
+            raise ValueError(f"{what}[{name!r}] holds a negative number, but it is an average of squares")
         fresh[...] = array
         state.moments[name][i] = fresh
     for key in saved:
@@ -207,17 +243,19 @@ def write_file(path: str | os.PathLike[str], saved: Mapping[str, Any]) -> None:
         for name in MOMENTS:
             if name in entry:
                 tensors[f"{index}.{name}"] = np.ascontiguousarray(entry[name]).reshape(entry[name].shape)
-    header = {"version": saved["version"], "param_groups": saved["param_groups"], "steps": steps}
+    header = {**{key: value for key, value in saved.items() if key != "state"}, "steps": steps}
     target = Path(path).resolve()  # through a link, to the file itself
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {target.parent}")
-    temporary = target.with_name(f"{target.name}.{secrets.token_hex(8)}.tmp")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{target} is there and is no file")
+    temporary = target.with_name(f".radam-{secrets.token_hex(8)}.tmp")
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         mode = (target if target.exists() else temporary).stat().st_mode & 0o777
         save_file(tensors, temporary, metadata={"radam": json.dumps(header)})
-        os.chmod(temporary, mode)  # save_file makes a file that only its owner may read
         _sync(temporary)
+        os.chmod(temporary, mode)  # save_file makes a file that only its owner may read
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -254,9 +292,10 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
                     raise ValueError(f"{path} holds {key!r} of a parameter without a step count")
                 state[int(index)][name] = file.get_tensor(key)
             groups = [
-                {key: tuple(v) if isinstance(v, list) and key != "params" else v for key, v in group.items()}
+                {key: v if key == "params" else _tuples(v) for key, v in group.items()}
                 for group in header["param_groups"]
             ]
-            return {"version": header["version"], "state": state, "param_groups": groups}
+            kept = {key: value for key, value in header.items() if key != "steps"}
+            return {**kept, "state": state, "param_groups": groups}
     except (SafetensorError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a saved radam state: {error}") from error

@@ -21,8 +21,29 @@ struct Layout {
     std::int64_t itemsize = 1;
 };
 
+// Whether the bytes of an array, and its reach through memory, can be counted in 64 bits: what a foreign array may lie
+// about. The functions below take it for granted.
+inline bool is_countable(const Layout& a) noexcept {
+    constexpr std::int64_t most = std::int64_t{1} << 62;
+    std::int64_t bytes = a.itemsize, reach = a.itemsize;
+    for (int d = 0; d < a.ndim; ++d)
+        if (a.shape[d] == 0) return true;
+    for (int d = 0; d < a.ndim; ++d) {
+        if (a.shape[d] < 0 || bytes > most / a.shape[d]) return false;
+        bytes *= a.shape[d];
+        if (a.strides == nullptr || a.shape[d] == 1) continue;
+        if (a.strides[d] <= -most || a.strides[d] >= most) return false;
+        const std::int64_t stride = std::abs(a.strides[d]);
+        if (stride != 0 && a.shape[d] - 1 > (most - reach) / stride) return false;
+        reach += (a.shape[d] - 1) * stride;
+    }
+    return true;
+}
+
 inline std::int64_t element_count(const Layout& a) noexcept {
     std::int64_t count = 1;
+    for (int d = 0; d < a.ndim; ++d)
+        if (a.shape[d] == 0) return 0;  // whatever the others are
     for (int d = 0; d < a.ndim; ++d) count *= a.shape[d];
     return count;
 }

@@ -124,6 +124,14 @@ RADAM_INLINE Coefficients<float> round_to_float(const Coefficients<double>& c) n
     return f;
 }
 
+// False where hyperparameters that are finite in double give coefficients that are not, in double or rounded to float.
+template <class T>
+RADAM_INLINE bool is_finite(const Coefficients<T>& c) noexcept {
+    const T most = std::numeric_limits<T>::max();
+    return abs(c.grad_scale) <= most && abs(c.coupled_decay) <= most && abs(c.param_decay) <= most &&
+           abs(c.step_size) <= most && c.eps <= most && c.eps_root <= most;
+}
+
 // The step numbered t (the first is 1).
 RADAM_INLINE ScheduledStep schedule(const Hyperparameters& h, std::int64_t t) noexcept {
     const PowerSums sums1 = power_sums(h.beta1, t), sums2 = power_sums(h.beta2, t);

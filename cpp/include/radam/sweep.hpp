@@ -165,7 +165,7 @@ bool sweep_finite(const Tile& tile) noexcept {
         V sum(T(0));
         const auto none = [](std::int64_t) noexcept {};  // one stream: the processor sees to it
         detail::for_each_vector<Isa, T>(tile, 0, none, [&](auto extent, std::int64_t i, std::int64_t n) noexcept {
-            sum = sum + zero * V(decltype(extent)::template load<Isa>(grad + i, n));
+            sum = fma(zero, V(decltype(extent)::template load<Isa>(grad + i, n)), sum);
         });
         T lane[lanes<Isa, T>()];
         store<Isa>(lane, sum);
