@@ -150,7 +150,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conventions": {"._step"},
     "groups": set(),
     "state": {"._step", ".groups"},
-    "optimizer": {"._step", ".groups", ".state", ".conventions"},
+    "hooks": set(),
+    "optimizer": {"._step", ".groups", ".hooks", ".state", ".conventions"},
     "_info": {"._step"},
     "__init__": {"._info", "._step", ".conventions", ".optimizer"},
 }

@@ -61,7 +61,12 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
     assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
 
 
-def test_the_bench_table_can_be_filled_in() -> None:
+def test_the_bench_table_has_its_figures() -> None:
     between = README.partition("<!-- bench table -->")[2].partition("<!-- end of bench table -->")
     assert between[1], "the markers that the table stands between are gone"
     assert "| case | radam | limit | ratio | torch RAdam default | foreach | torch fused AdamW |" in between[0]
+    rows = [line.split("|")[1:-1] for line in between[0].splitlines() if "thread" in line]
+    assert len(rows) >= 5
+    for row in rows:
+        radam_ms, limit_ms, ratio = (float(cell.strip(" *")) for cell in row[1:4])
+        assert radam_ms / limit_ms == pytest.approx(ratio, rel=0.05)

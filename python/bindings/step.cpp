@@ -5,17 +5,15 @@
 #include <radam/float_mode.hpp>
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <memory>
 #include <numeric>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "import_array.hpp"
+#include "unlocked.hpp"
 
 namespace nb = nanobind;
 
@@ -316,35 +314,6 @@ void Call::clear() noexcept {
     stand_ins_.clear();
     names_.clear();
 }
-
-// Lets other Python threads run, unless the interpreter is ending: then a thread that asks for the GIL back never
-// returns, and unwinding it through C++ would end the process.
-class Unlocked {
-public:
-    Unlocked() : thread_(nullptr) {
-        ++running;
-        if (!ending) thread_ = PyEval_SaveThread();
-    }
-    Unlocked(const Unlocked&) = delete;
-    Unlocked& operator=(const Unlocked&) = delete;
-    ~Unlocked() {
-        if (thread_ != nullptr) PyEval_RestoreThread(thread_);
-        --running;
-    }
-
-    static void end() {
-        ending = true;
-        const nb::gil_scoped_release release;
-        while (running > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-
-    static void forget() noexcept { running = 0; }
-
-private:
-    static inline std::atomic<bool> ending{false};
-    static inline std::atomic<int> running{0};
-    PyThreadState* thread_;
-};
 
 // One Call per thread, taken while in use: a __dlpack__ that steps another optimizer gets a new one.
 class CallInUse {

@@ -11,30 +11,9 @@ from typing import Any, Literal
 from . import _step, groups, state
 from .conventions import Convention, find_convention
 from .groups import Array, Group
+from .hooks import Hook, RemovableHandle
 
 NonFinite = Literal["propagate", "skip", "raise"]
-Hook = Callable[..., Any]
-
-
-class RemovableHandle:
-    """What registers a hook; remove() takes it back."""
-
-    def __init__(self, hooks: dict[int, Hook], hook: Hook) -> None:
-        if not callable(hook):
-            raise TypeError(f"a hook must be a function, got {type(hook).__name__}")
-        self._hooks = hooks
-        self._key = max(hooks, default=-1) + 1
-        hooks[self._key] = hook
-
-    def remove(self) -> None:
-        """Take the hook back. Once is enough."""
-        self._hooks.pop(self._key, None)
-
-    def __enter__(self) -> RemovableHandle:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
 
 
 class Optimizer:

@@ -307,14 +307,19 @@ constexpr std::int64_t lanes() noexcept {
     return static_cast<std::int64_t>(sizeof(typename Isa::template native<T>) / sizeof(T));
 }
 
-// Asks for the cache line of an address soon to be read.
+// Asks for the cache line of an address soon to be read. In assembly: GCC takes a function that holds nothing but its
+// __builtin_prefetch for one without effects, and leaves out the call.
 RADAM_INLINE void prefetch(const void* address) noexcept {
-#if defined(__GNUC__)
-    __builtin_prefetch(address);
+#if defined(__GNUC__) && defined(__x86_64__)
+    __asm__ __volatile__("prefetcht0 %0" : : "m"(*static_cast<const char*>(address)));
+#elif defined(__GNUC__) && defined(__aarch64__)
+    __asm__ __volatile__("prfm pldl1keep, [%0]" : : "r"(address));
 #elif defined(_M_X64)
     _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0);
 #elif defined(_M_ARM64)
     __prefetch(address);
+#else
+    static_cast<void>(address);
 #endif
 }
 
