@@ -264,7 +264,13 @@ class Optimizer:
             self.param_groups, self._states = loaded, states
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a safetensors file: complete, or not at all, also when the process is killed."""
+        """Write the state to a safetensors file: complete, or not at all, also when the process is killed.
+
+        Raises:
+            FileNotFoundError: if the folder is not there.
+            ValueError: if the path is there and no file, or param_groups holds other parameters than it was given.
+            TypeError: if a group holds an entry of its user's that is no number, string or tuple.
+        """
         with self._turn:
             self._check_params()
             state.write_file(path, state.to_dict(self._kind(), self.param_groups, self._states))
