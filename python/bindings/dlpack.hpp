@@ -42,4 +42,17 @@ struct ManagedVersioned {  // capsule "dltensor_versioned"
 };
 constexpr std::uint64_t flag_read_only = 1, flag_copied = 2;
 
+// The table of functions behind type(tensor).__dlpack_c_exchange_api__, a capsule of the name below. An importer calls
+// only the one that fills in a Tensor, which borrows everything and may be absent.
+constexpr const char* exchange_capsule = "dlpack_exchange_api";
+struct ExchangeApi {
+    std::uint32_t major, minor;
+    ExchangeApi* previous;  // of an older major version, or null
+    void (*allocate)();
+    void (*managed_from_object)();
+    void (*managed_to_object)();
+    int (*tensor_from_object)(void* object, Tensor* out);  // 0, or -1 with a Python error set
+    void (*current_work_stream)();
+};
+
 }  // namespace radam::python::dlpack

@@ -39,28 +39,58 @@ std::string type_name(PyObject* object) {
            nb::cast<std::string>(nb::str(type.attr("__qualname__")));
 }
 
-// How objects of a type are read. Found once per type; the types are kept alive, so that no other takes their address.
-enum class Source { dlpack, buffer, jax, nothing };
+}  // namespace
 
-Source source_of(PyObject* object) {
+struct Reader {
+    enum class Source { numpy, exchange, dlpack, buffer, jax, nothing } source;
+    const dlpack::ExchangeApi* api;  // where the source is exchange
+};
+
+namespace {
+
+using Source = Reader::Source;
+
+// The exchange functions describe the memory of a tensor and nothing else: a subclass that holds something besides, or
+// stands for something else, must not come in by its parent's. Parameter is the subclass that only has another name.
+const dlpack::ExchangeApi* exchange_api_of(PyTypeObject* type, const std::string& name) {
+    const nb::handle handle(reinterpret_cast<PyObject*>(type));
+    constexpr const char* attribute = "__dlpack_c_exchange_api__";
+    if (!nb::hasattr(handle, attribute)) return nullptr;
+    if (name != "torch.nn.parameter.Parameter" && !nb::cast<bool>(handle.attr("__dict__").attr("__contains__")(attribute)))
+        return nullptr;
+    const nb::object capsule = handle.attr(attribute);
+    if (!PyCapsule_IsValid(capsule.ptr(), dlpack::exchange_capsule)) return nullptr;
+    // The table lives as long as the process.
+    auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::exchange_capsule));
+    while (api != nullptr && api->major != 1) api = api->previous;
+    return api != nullptr && api->tensor_from_object != nullptr ? api : nullptr;
+}
+
+// Found once per type; the types are kept alive, so that no other takes their address.
+const Reader& known_reader(PyObject* object) {
     static std::mutex mutex;
-    static auto& known = *new std::unordered_map<PyTypeObject*, Source>;
+    static auto& known = *new std::unordered_map<PyTypeObject*, Reader>;
     PyTypeObject* const type = Py_TYPE(object);
     {
         const std::lock_guard lock(mutex);
         if (const auto found = known.find(type); found != known.end()) return found->second;
     }
-    Source source = Source::nothing;
+    Reader reader{Source::nothing, nullptr};
     const std::string name = type_name(object);
-    if (name.rfind("jaxlib.", 0) == 0 || name.rfind("jax.", 0) == 0)
-        source = Source::jax;
+    if (PyArray_Check(object))
+        reader.source = Source::numpy;
+    else if (name.rfind("jaxlib.", 0) == 0 || name.rfind("jax.", 0) == 0)
+        reader.source = Source::jax;
+    else if ((reader.api = exchange_api_of(type, name)) != nullptr)
+        reader.source = Source::exchange;
     else if (PyObject_HasAttrString(reinterpret_cast<PyObject*>(type), "__dlpack__"))
-        source = Source::dlpack;
+        reader.source = Source::dlpack;
     else if (PyObject_CheckBuffer(object))
-        source = Source::buffer;
+        reader.source = Source::buffer;
     const std::lock_guard lock(mutex);
-    if (known.emplace(type, source).second) Py_INCREF(reinterpret_cast<PyObject*>(type));
-    return source;
+    const auto [place, is_new] = known.emplace(type, reader);
+    if (is_new) Py_INCREF(reinterpret_cast<PyObject*>(type));
+    return place->second;
 }
 
 // NumPy knows bfloat16 only as a type that a package (ml_dtypes) registers at run time.
@@ -123,6 +153,15 @@ std::string reason(nb::python_error& error) {
     return nb::cast<std::string>(nb::str(error.value()));
 }
 
+bool is_c_contiguous_in_elements(const dlpack::Tensor& tensor) noexcept {
+    std::int64_t expected = 1;
+    for (int d = tensor.ndim; d-- > 0;) {
+        if (tensor.shape[d] > 1 && tensor.strides[d] != expected) return false;
+        expected *= tensor.shape[d];  // no overflow: is_countable holds
+    }
+    return true;
+}
+
 constexpr const char* too_large = "claims a shape or strides that no memory can hold";
 constexpr std::int64_t most_stride = std::int64_t{1} << 58;  // in elements
 
@@ -166,9 +205,19 @@ void Imports::release() noexcept {
     strides_.clear();
 }
 
+const Reader& Imports::reader_of(PyObject* object) {
+    if (Py_TYPE(object) != last_type_) {
+        last_reader_ = &known_reader(object);
+        last_type_ = Py_TYPE(object);
+    }
+    return *last_reader_;
+}
+
 Array Imports::add(PyObject* object, Access access, const Where& where) {
-    if (PyArray_Check(object)) return from_numpy(object, access, where);
-    switch (source_of(object)) {
+    const Reader& reader = reader_of(object);
+    switch (reader.source) {
+        case Source::numpy: return from_numpy(object, access, where);
+        case Source::exchange: return from_exchange(reader, object, access, where);
         case Source::dlpack: return from_dlpack(object, access, where);
         case Source::buffer: return from_buffer(object, access, where);
         case Source::jax:
@@ -244,10 +293,19 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
         refuse_type(where, "(a " + type_name(object) + ") gave something else than a DLPack capsule");
     }
 
-    const std::int32_t device = tensor->device.type;
+    if (access == Access::write && read_only) refuse_read_only(where);
+    if (access == Access::write && copied)
+        refuse_value(where, "is exported as a copy, which the step would update in vain");
+    const Array out = from_tensor(*tensor, access, where);
+    own(capsule.ptr());
+    return out;
+}
+
+Array Imports::from_tensor(const dlpack::Tensor& tensor, Access access, const Where& where) {
+    const std::int32_t device = tensor.device.type;
     if (access == Access::read && device != dlpack::cpu && device != dlpack::cuda_host)
         refuse_value(where, "is on another device (DLPack type " + std::to_string(device) + ", number " +
-                                std::to_string(tensor->device.id) +
+                                std::to_string(tensor.device.id) +
                                 ") than the parameter, which is on the CPU; move it there");
     if (device == dlpack::cuda || device == dlpack::cuda_managed)
         throw std::runtime_error(where.text() +
@@ -256,23 +314,20 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
     if (device != dlpack::cpu && device != dlpack::cuda_host)
         throw std::runtime_error(where.text() + " is on a device (DLPack type " + std::to_string(device) +
                                  ") that radam cannot reach; move it to the CPU");
-    check_dims(tensor->ndim, where);
-    if (tensor->ndim > 0 && tensor->shape == nullptr) refuse_value(where, "is exported without a shape");
+    check_dims(tensor.ndim, where);
+    if (tensor.ndim > 0 && tensor.shape == nullptr) refuse_value(where, "is exported without a shape");
 
     Array out;
-    out.dtype = dlpack_dtype(tensor->dtype, where);
-    out.layout = {tensor->ndim, tensor->shape, nullptr, size_of(out.dtype)};
-    for (int d = 0; d < tensor->ndim; ++d)
-        if (tensor->shape[d] < 0) refuse_value(where, "is exported with a negative size");
-    if (access == Access::write && read_only) refuse_read_only(where);
-    if (access == Access::write && copied)
-        refuse_value(where, "is exported as a copy, which the step would update in vain");
+    out.dtype = dlpack_dtype(tensor.dtype, where);
+    out.layout = {tensor.ndim, tensor.shape, nullptr, size_of(out.dtype)};
+    for (int d = 0; d < tensor.ndim; ++d)
+        if (tensor.shape[d] < 0) refuse_value(where, "is exported with a negative size");
     check_size(out.layout, where);
-    if (tensor->strides != nullptr) {
-        std::vector<std::int64_t> strides(tensor->strides, tensor->strides + tensor->ndim);
-        for (int d = 0; d < tensor->ndim; ++d) {
+    if (tensor.strides != nullptr && !is_c_contiguous_in_elements(tensor)) {
+        std::vector<std::int64_t> strides(tensor.strides, tensor.strides + tensor.ndim);
+        for (int d = 0; d < tensor.ndim; ++d) {
             std::int64_t& stride = strides[static_cast<std::size_t>(d)];
-            if (tensor->shape[d] <= 1) stride = 1;  // it is never taken, and may be anything
+            if (tensor.shape[d] <= 1) stride = 1;  // it is never taken, and may be anything
             if (stride <= -most_stride || stride >= most_stride) refuse_value(where, too_large);
             stride *= out.layout.itemsize;
         }
@@ -284,12 +339,30 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
             out.layout.strides = strides_.back().data();
         }
     }
-    if (tensor->data == nullptr) {
+    if (tensor.data == nullptr) {
         if (element_count(out.layout) != 0) refuse_value(where, "is exported without data");
     } else {
-        out.data = static_cast<char*>(tensor->data) + tensor->byte_offset;
+        out.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
     }
-    own(capsule.ptr());
+    return out;
+}
+
+// No capsule and no attribute lookups: the tensor borrows from the object, which the call holds.
+Array Imports::from_exchange(const Reader& reader, PyObject* object, Access access, const Where& where) {
+    dlpack::Tensor tensor;
+    if (reader.api->tensor_from_object(object, &tensor) != 0) {
+        PyErr_Clear();  // __dlpack__ says better what is wrong
+        return from_dlpack(object, access, where);
+    }
+    const Array out = from_tensor(tensor, access, where);
+    // A lazily negated view (the imaginary part of a conjugate) is described without its sign. Its strides are even, so
+    // that only a single element of one looks contiguous.
+    if (out.layout.strides != nullptr || element_count(out.layout) == 1) {
+        const nb::handle handle(object);
+        if (nb::hasattr(handle, "is_neg") && nb::cast<bool>(nb::bool_(handle.attr("is_neg")())))
+            return from_dlpack(object, access, where);
+    }
+    own(object);
     return out;
 }
 
@@ -327,6 +400,70 @@ std::int64_t* Imports::add_counters(PyObject* object, std::size_t count) {
         throw nb::type_error("step counts must be a writable int64 array with one element per parameter");
     own(object);
     return static_cast<std::int64_t*>(PyArray_DATA(array));
+}
+
+Counter Imports::add_counter(PyObject* object, const Where& where) {
+    const Reader& reader = reader_of(object);
+    dlpack::Tensor tensor;
+    Array array;
+    if (reader.source == Source::exchange && reader.api->tensor_from_object(object, &tensor) == 0) {
+        array = from_tensor(tensor, Access::write, where);
+        own(object);
+    } else {
+        PyErr_Clear();
+        array = add(object, Access::write, where);
+    }
+    if (element_count(array.layout) != 1) refuse_value(where, "must hold one number");
+    if (array.dtype == DType::fp64) return {array.data, Counter::Kind::fp64};
+    if (array.dtype == DType::fp32) return {array.data, Counter::Kind::fp32};
+    refuse_value(where, "must be float32 or float64");
+}
+
+namespace {
+
+template <class T>
+T loaded(const void* data) noexcept {
+    T value;
+    std::memcpy(&value, data, sizeof value);
+    return value;
+}
+
+constexpr std::int64_t most_int64 = std::int64_t{1} << 62, most_fp64 = std::int64_t{1} << 53,
+                       most_fp32 = std::int64_t{1} << 24;
+
+std::int64_t whole(double value, std::int64_t most) noexcept {
+    if (!(value >= 0.0 && value <= static_cast<double>(most))) return -1;
+    const std::int64_t count = static_cast<std::int64_t>(value);
+    return static_cast<double>(count) == value ? count : -1;
+}
+
+}  // namespace
+
+std::int64_t Counter::read() const noexcept {
+    switch (kind_) {
+        case Kind::fp64: return whole(loaded<double>(data_), most_fp64);
+        case Kind::fp32: return whole(static_cast<double>(loaded<float>(data_)), most_int64);
+        case Kind::int64: break;
+    }
+    return loaded<std::int64_t>(data_);
+}
+
+std::int64_t Counter::most() const noexcept {
+    switch (kind_) {
+        case Kind::fp64: return most_fp64 - 1;
+        case Kind::fp32: return most_fp32 - 1;
+        case Kind::int64: break;
+    }
+    return most_int64 - 1;
+}
+
+void Counter::write(std::int64_t count) const noexcept {
+    const auto store = [this](auto value) { std::memcpy(data_, &value, sizeof value); };
+    switch (kind_) {
+        case Kind::fp64: store(static_cast<double>(count)); break;
+        case Kind::fp32: store(static_cast<float>(count)); break;
+        case Kind::int64: store(count); break;
+    }
 }
 
 }  // namespace radam::python

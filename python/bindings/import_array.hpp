@@ -11,6 +11,9 @@
 #include <vector>
 
 namespace radam::python {
+namespace dlpack {
+struct Tensor;
+}
 
 // Which array of which parameter, for messages.
 struct Where {
@@ -32,6 +35,27 @@ struct Array {
     Layout layout;
 };
 
+// How many steps a parameter has taken: an integer where the core keeps the count, a float where a framework does.
+class Counter {
+public:
+    enum class Kind { int64, fp64, fp32 };
+
+    Counter(void* data, Kind kind) : data_(data), kind_(kind) {}
+
+    // The count; -1 where the memory holds something else than a whole number of steps.
+    std::int64_t read() const noexcept;
+    // The largest count that its type can go on from.
+    std::int64_t most() const noexcept;
+    void write(std::int64_t count) const noexcept;
+
+private:
+    void* data_;
+    Kind kind_;
+};
+
+// How objects of one type are read.
+struct Reader;
+
 // What keeps the arrays of one call alive and in place, until release.
 class Imports {
 public:
@@ -47,15 +71,23 @@ public:
     // The elements of a writable int64 array of the given length, in C order.
     std::int64_t* add_counters(PyObject* object, std::size_t count);
 
+    // A writable array of one float32 or float64.
+    Counter add_counter(PyObject* object, const Where& where);
+
     // Needs the GIL.
     void release() noexcept;
 
 private:
     Array from_numpy(PyObject* array, Access access, const Where& where);
+    Array from_exchange(const Reader& reader, PyObject* object, Access access, const Where& where);
     Array from_dlpack(PyObject* object, Access access, const Where& where);
+    Array from_tensor(const dlpack::Tensor& tensor, Access access, const Where& where);
     Array from_buffer(PyObject* object, Access access, const Where& where);
+    const Reader& reader_of(PyObject* object);
     void own(PyObject* object);
 
+    PyTypeObject* last_type_ = nullptr;  // and its reader: most arrays of a call are of one type
+    const Reader* last_reader_ = nullptr;
     std::vector<PyObject*> owned_;
     std::vector<Py_buffer> buffers_;
     std::deque<std::vector<std::int64_t>> strides_;

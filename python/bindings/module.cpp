@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "collect.hpp"
 #include "import_array.hpp"
 #include "step.hpp"
 
@@ -69,6 +70,9 @@ nb::dict coefficients(const Hyperparameters& h, std::int64_t t, const std::strin
     nb::dict d = choice<int>("dtype", dtype, "float32", "float64") == 0 ? as_dict(step.f32) : as_dict(step.f64);
     const char* modes[] = {"rectified", "momentum", "moments_only"};
     d["mode"] = modes[static_cast<int>(step.mode)];
+    d["coupled"] = step.coupled;
+    d["amsgrad"] = step.amsgrad;
+    d["nesterov"] = step.nesterov;
     return d;
 }
 
@@ -133,9 +137,14 @@ NB_MODULE(_core, m) {
 
     m.def("forget_steps", &radam::python::forget_steps, "In a forked child: the steps of other threads are not there.");
     m.def("end_steps", &radam::python::end_steps, "Wait for steps in other threads; later ones keep the GIL.");
-    m.def("step", &radam::python::step, "groups"_a, "nonfinite"_a,
-          nb::sig("def step(groups: tuple[tuple[object, ...], ...], nonfinite: str) -> bool"),
+    m.def("step", &radam::python::step, "groups"_a, "nonfinite"_a, "commit"_a = nb::none(),
+          nb::sig("def step(groups: tuple[tuple[object, ...], ...], nonfinite: str, "
+                  "commit: collections.abc.Callable[[], object] | None = None) -> bool"),
           "Check all groups, then step them; see step.hpp.");
+    m.def("collect", &radam::python::collect, "params"_a, "state"_a, "keys"_a,
+          nb::sig("def collect(params: list[typing.Any], state: typing.Any, keys: tuple[str, ...]) "
+                  "-> tuple[typing.Any, ...]"),
+          "The gradients and states of parameters; see collect.hpp.");
     m.def("check_params", &radam::python::check_params, "groups"_a,
           nb::sig("def check_params(groups: tuple[tuple[object, ...], ...]) -> None"),
           "Check (params, names) of all groups.");

@@ -23,6 +23,7 @@ namespace {
 enum Role { param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, roles };
 constexpr const char* role_names[roles] = {"parameter", "the gradient of parameter", "exp_avg of parameter",
                                            "exp_avg_sq of parameter", "max_exp_avg_sq of parameter"};
+constexpr const char* counter_name = "the step count of parameter";
 
 // The memory one array may stand on.
 struct Interval {
@@ -43,8 +44,6 @@ struct StandIn {
     std::vector<int> order;
     std::unique_ptr<char[]> buffer;
 };
-
-constexpr std::int64_t most_steps = std::int64_t{1} << 62;
 
 std::string shape_text(const Layout& layout) {
     std::string text = "(";
@@ -98,7 +97,7 @@ private:
     Imports imports_;
     std::vector<Entry> entries_;
     std::vector<Slot> slots_;
-    std::vector<std::int64_t*> counters_;
+    std::vector<Counter> counters_;
     std::vector<Interval> intervals_;
     std::deque<Schedule> schedules_;
     std::deque<StandIn> stand_ins_;
@@ -175,7 +174,10 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
                                    " parameters but " + std::to_string(arrays[role].size()) + " entries for " +
                                    role_names[role])
                                       .c_str());
-    std::int64_t* const taken = imports_.add_counters(nb::handle(parts[7]).ptr(), count);
+    const nb::handle counts = parts[7];
+    const bool one_each = PyTuple_Check(counts.ptr());
+    if (one_each && nb::len(counts) != count) throw nb::value_error("there must be one step count per parameter");
+    std::int64_t* const taken = one_each ? nullptr : imports_.add_counters(counts.ptr(), count);
 
     for (std::size_t i = 0; i < count; ++i) {
         if (PyTuple_GetItem(arrays[grad].ptr(), static_cast<Py_ssize_t>(i)) == Py_None) continue;
@@ -183,11 +185,15 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
         Entry& entry = entries_.back();
         for (int role = 0; role < used; ++role) add_array(entry, static_cast<Role>(role), arrays[role]);
         check_arrays(entry, h.amsgrad);
-        if (taken[i] < 0 || taken[i] >= most_steps)
-            refuse_value(where(param, entry),
-                         "has taken " + std::to_string(taken[i]) + " steps; a step count lies between 0 and 2^62");
-        counters_.push_back(taken + i);
-        const ScheduledStep* const step = scheduled(h, lrs, taken[i] + 1, group);
+        const Where at{counter_name, group, i, names_[group]};
+        counters_.push_back(one_each
+                                ? imports_.add_counter(PyTuple_GetItem(counts.ptr(), static_cast<Py_ssize_t>(i)), at)
+                                : Counter(taken + i, Counter::Kind::int64));
+        const std::int64_t t = counters_.back().read(), most = counters_.back().most();
+        if (t < 0 || t > most)
+            refuse_value(at, (t < 0 ? "is no whole number of steps" : "is " + std::to_string(t)) +
+                                 "; it must lie between 0 and " + std::to_string(most));
+        const ScheduledStep* const step = scheduled(h, lrs, t + 1, group);
         const bool wide = entry.arrays[param].dtype == DType::fp64;
         if (wide ? !is_finite(step->f64) : !is_finite(step->f32))
             refuse_value(where(param, entry), std::string("would be stepped by numbers too large for ") +
@@ -301,7 +307,7 @@ void Call::run() noexcept {
         const Array& array = entries_[s.entry].arrays[s.role];
         if (s.role != grad) scatter(array.layout, array.data, s.order, s.buffer.get());
     }
-    for (std::int64_t* counter : counters_) ++*counter;
+    for (const Counter& counter : counters_) counter.write(counter.read() + 1);
 }
 
 void Call::clear() noexcept {
@@ -344,7 +350,7 @@ std::string message(const Violation& found) {
            nb::cast<std::string>(nb::repr(nb::float_(found.value)));
 }
 
-bool step(const nb::tuple& groups, const std::string& nonfinite) {
+bool step(const nb::tuple& groups, const std::string& nonfinite, nb::handle commit) {
     if (nonfinite != "propagate" && nonfinite != "skip" && nonfinite != "raise")
         throw nb::value_error(("nonfinite must be 'propagate', 'skip' or 'raise', got '" + nonfinite + "'").c_str());
     const DefaultFloatMode mode;
@@ -356,11 +362,15 @@ bool step(const nb::tuple& groups, const std::string& nonfinite) {
         const Unlocked unlocked;
         call->stand_in();
         if (nonfinite != "propagate") bad = call->first_nonfinite();
-        if (bad == call->size()) call->run();
     }
-    if (bad == call->size()) return true;
-    if (nonfinite == "raise") call->refuse_nonfinite(bad);
-    return false;
+    if (bad < call->size()) {
+        if (nonfinite == "raise") call->refuse_nonfinite(bad);
+        return false;
+    }
+    if (!commit.is_none()) commit();
+    const Unlocked unlocked;
+    call->run();
+    return true;
 }
 
 void end_steps() { Unlocked::end(); }

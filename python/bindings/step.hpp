@@ -12,10 +12,12 @@ namespace radam::python {
 // groups: a tuple with one tuple per parameter group,
 //   (hyperparameters, lrs, params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, names)
 // where lrs is None or a dict from step number to learning rate, the arrays are tuples of equal length (a grad may be
-// None: that parameter is skipped; max_exp_avg_sqs is None without amsgrad), steps is a writable int64 array with the
-// steps each parameter has taken, which the call advances, and names is None or a tuple.
-// nonfinite: "propagate", "skip" or "raise". Returns false when the step was skipped.
-bool step(const nanobind::tuple& groups, const std::string& nonfinite);
+// None: that parameter is skipped; max_exp_avg_sqs is None without amsgrad), steps holds the steps each parameter has
+// taken, which the call advances: a writable int64 array, or a tuple of writable arrays of one float32 or float64; and
+// names is None or a tuple.
+// nonfinite: "propagate", "skip" or "raise". commit: None, or called once nothing can fail any more and nothing has
+// changed yet. Returns false when the step was skipped.
+bool step(const nanobind::tuple& groups, const std::string& nonfinite, nanobind::handle commit);
 
 // Waits for steps in other threads; later ones keep the GIL. To be called when the interpreter ends.
 void end_steps();

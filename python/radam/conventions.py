@@ -71,8 +71,9 @@ class Convention:
         maximize: bool = False,
         amsgrad: bool = False,
         rectify: bool = True,
+        grad_scale: float = 1.0,
     ) -> Hyperparameters:
-        """Return what the core takes for one group of parameters."""
+        """Return what the core takes for one group of parameters; every gradient is multiplied by grad_scale."""
         return Hyperparameters(
             lr=lr,
             beta1=betas[0],
@@ -80,6 +81,7 @@ class Convention:
             eps=self.eps if eps is None else eps,
             eps_root=self.eps_root,
             weight_decay=weight_decay,
+            grad_scale=grad_scale,
             decoupled_weight_decay=decoupled_weight_decay,
             maximize=maximize,
             amsgrad=amsgrad,

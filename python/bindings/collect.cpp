@@ -1,0 +1,109 @@
+#include "collect.hpp"
+
+#include <vector>
+
+namespace nb = nanobind;
+
+namespace radam::python {
+namespace {
+
+// mapping[key], borrowed or kept by held; null where it is missing.
+PyObject* entry(PyObject* mapping, PyObject* key, nb::object& held) {
+    if (PyDict_Check(mapping)) {  // not the [] of a defaultdict, which would make one
+        PyObject* const found = PyDict_GetItemWithError(mapping, key);
+        if (found == nullptr && PyErr_Occurred() != nullptr) throw nb::python_error();
+        return found;
+    }
+    held = nb::steal<nb::object>(PyObject_GetItem(mapping, key));
+    if (!held.is_valid()) {
+        nb::python_error error;
+        if (!error.matches(PyExc_KeyError)) throw std::move(error);
+    }
+    return held.ptr();
+}
+
+// Looks parameters up in the state. A dict keeps the order of insertion, usually that of the parameters: walking along
+// it spares the hash, which PyTorch computes in Python.
+class Walk {
+public:
+    explicit Walk(nb::handle state) : state_(state.ptr()), ordered_(PyDict_Check(state.ptr()) != 0) {}
+
+    PyObject* find(PyObject* param, nb::object& held) {
+        Py_ssize_t at = at_;
+        PyObject *key, *value;
+        for (int tried = 0; ordered_ && (!started_ || tried < most_skipped) && PyDict_Next(state_, &at, &key, &value);
+             ++tried)
+            if (key == param) {
+                at_ = at;
+                started_ = true;
+                return value;
+            }
+        started_ = true;
+        return entry(state_, param, held);
+    }
+
+private:
+    static constexpr int most_skipped = 8;
+    PyObject* state_;
+    bool ordered_, started_ = false;  // the first one may lie anywhere: other groups come before
+    Py_ssize_t at_ = 0;
+};
+
+// A tuple that is filled in place; what is not filled is None.
+class Column {
+public:
+    explicit Column(std::size_t size) : tuple_(nb::steal<nb::object>(PyTuple_New(static_cast<Py_ssize_t>(size)))) {
+        if (!tuple_.is_valid()) throw nb::python_error();
+        for (std::size_t i = 0; i < size; ++i) put(i, Py_None);
+    }
+    // Once per index but for None.
+    void put(std::size_t i, PyObject* value) {
+        Py_INCREF(value);
+        PyTuple_SetItem(tuple_.ptr(), static_cast<Py_ssize_t>(i), value);
+    }
+    PyObject* at(std::size_t i) const { return PyTuple_GetItem(tuple_.ptr(), static_cast<Py_ssize_t>(i)); }
+    nb::object take() { return std::move(tuple_); }
+
+private:
+    nb::object tuple_;
+};
+
+}  // namespace
+
+nb::tuple collect(const nb::list& params, nb::handle state, const nb::tuple& keys) {
+    const std::size_t count = params.size(), width = keys.size();
+    const nb::object grad_name = nb::steal<nb::object>(PyUnicode_InternFromString("grad"));
+    Column grads(count);
+    std::vector<Column> columns;
+    for (std::size_t k = 0; k < width; ++k) columns.emplace_back(count);
+    for (std::size_t i = 0; i < count; ++i) {
+        const nb::object param = nb::borrow<nb::object>(params[i]);  // a getter may change the list
+        const nb::object grad = nb::steal<nb::object>(PyObject_GetAttr(param.ptr(), grad_name.ptr()));
+        if (!grad.is_valid()) throw nb::python_error();
+        grads.put(i, grad.ptr());
+    }
+    nb::list fresh;
+    std::size_t present = 0;
+    Walk walk(state);
+    for (std::size_t i = 0; i < count; ++i) {
+        if (grads.at(i) == Py_None) continue;
+        ++present;
+        nb::object held, held_value;
+        PyObject* const found = walk.find(nb::handle(params[i]).ptr(), held);
+        bool whole = found != nullptr;
+        for (std::size_t k = 0; whole && k < width; ++k) {
+            PyObject* const value = entry(found, keys[k].ptr(), held_value);
+            if (value != nullptr) columns[k].put(i, value);
+            whole = value != nullptr;
+        }
+        if (!whole) fresh.append(i);
+    }
+    nb::list out;
+    out.append(grads.take());
+    for (Column& column : columns) out.append(column.take());
+    out.append(fresh);
+    out.append(present);
+    return nb::tuple(out);
+}
+
+}  // namespace radam::python

@@ -1,0 +1,324 @@
+"""RAdam for PyTorch: torch.optim.RAdam's arguments, errors and checkpoints over radam's step."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import _get_capturable_supported_devices
+
+from .. import _step
+from ..conventions import CONVENTIONS, Convention, find_convention
+from . import op, run, settings, state
+
+NonFinite = Literal["propagate", "skip", "raise"]
+
+
+class RAdam(torch.optim.Optimizer):
+    """Rectified Adam in place of torch.optim.RAdam: the same arguments, errors and checkpoints, and faster.
+
+    Args:
+        params: parameters, (name, parameter) pairs or group dicts, as in torch: float64, float32, bfloat16, float16 or
+            complex tensors or DTensors of any shape and strides, on any device. CPU tensors go through radam's kernel,
+            others through PyTorch's operations. The moments of 16-bit parameters are float32.
+        lr: the learning rate, a number or a Tensor of one element, which is read at every step.
+        betas: the decay rates of m and v, at least 0 and below 1: numbers or Tensors of one element.
+        eps: added to the denominator.
+        weight_decay: the strength of the decay.
+        decoupled_weight_decay: True shrinks the parameter by lr * weight_decay, False adds weight_decay * p to the
+            gradient.
+        foreach: accepted and ignored: one native call steps all parameters.
+        maximize: go up the gradient instead of down.
+        capturable: as in torch: only for parameters and step counts on devices that capture graphs.
+        differentiable: let gradients flow through the step.
+        convention: whose reading of RAdam: a name in radam.CONVENTIONS or a radam.Convention.
+        nonfinite: what an inf or NaN in a gradient does: "propagate" (as in IEEE arithmetic), "skip" the whole step, or
+            "raise" FloatingPointError. The latter two change nothing; ``skipped_steps`` counts.
+        fused_amp: let torch.amp.GradScaler leave the unscaling to the step: gradients stay as they are, and a step that
+            finds an inf changes nothing, the step counts included.
+
+    Raises:
+        ValueError: if a hyperparameter is out of range, as torch.optim.RAdam raises it.
+        TypeError: if params are no tensors.
+
+    A step happens wholly or not at all: after an error nothing has changed.
+
+    >>> import torch
+    >>> from radam.torch import RAdam
+    >>> w = torch.nn.Parameter(torch.ones(3))
+    >>> optimizer = RAdam([w], lr=0.1)
+    >>> (w * w).sum().backward()
+    >>> optimizer.step()
+    >>> w
+    Parameter containing:
+    tensor([0.8000, 0.8000, 0.8000], requires_grad=True)
+
+    Source: Liu et al. 2020, https://arxiv.org/abs/1908.03265; the interface is torch.optim.RAdam's in PyTorch 2.13.
+    """
+
+    convention: Convention
+    nonfinite: NonFinite
+
+    skipped_steps: int
+    """How many steps nonfinite="skip" or fused_amp=True has left out so far."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        convention: str | Convention = "torch",
+        nonfinite: NonFinite = "propagate",
+        fused_amp: bool = False,
+    ) -> None:
+        if nonfinite not in ("propagate", "skip", "raise"):
+            raise ValueError(f"nonfinite must be 'propagate', 'skip' or 'raise', got {nonfinite!r}")
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "differentiable": differentiable,
+        }
+        settings.check(defaults)
+        self.convention = find_convention(convention)
+        self.nonfinite = nonfinite
+        self.fused_amp = fused_amp
+        self.skipped_steps = 0
+        self._set_up()
+        super().__init__(params, defaults)
+
+    def _set_up(self) -> None:
+        self._turn = _step.Turn()
+        self._encoded = op.encoded(self.convention)
+        self._all_plain = True  # as far as the last step knows; only speed hangs on it
+        self._step_supports_amp_scaling = self.fused_amp  # GradScaler asks for it
+        self._any_inference = any(
+            p.is_inference() for group in self.__dict__.get("param_groups", ()) for p in group["params"]
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters: a dict with "params" and any hyperparameters of its own.
+
+        Raises:
+            TypeError, ValueError: as torch does, and if a hyperparameter is out of range; the optimizer is unchanged.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups.pop()
+        settings.check(group)
+        settings.is_decoupled(group, self.convention)
+        beta2 = float(group["betas"][1])
+        if not _step.rho_infinity(beta2) > self.convention.threshold:
+            warnings.warn(
+                f"with betas[1]={beta2} rho never exceeds {self.convention.threshold:g}, so that no step is ever "
+                "rectified",
+                UserWarning,
+                stacklevel=4,
+            )
+        self.param_groups.append(group)
+        self._any_inference = self._any_inference or any(p.is_inference() for p in group["params"])
+
+    # ---- steps
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step, wholly or not at all.
+
+        Args:
+            closure: computes the gradients anew and returns the loss.
+
+        Returns:
+            What closure returned, or None.
+
+        Raises:
+            RuntimeError: where torch raises it: a sparse gradient, an inference tensor; if a step of this optimizer is
+                under way.
+            TypeError, ValueError: if a tensor or a hyperparameter is not what a step can take.
+            FloatingPointError: with nonfinite="raise", if a gradient holds an inf or a NaN.
+            After any of them every parameter, moment and step count is what it was.
+        """
+        self._accelerator_graph_capture_health_check()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if torch.compiler.is_compiling():
+            self._traced_step()
+        else:
+            with self._turn:
+                self._take_step()
+        return loss
+
+    def _take_step(self) -> None:
+        scale = 1.0
+        if self.fused_amp:
+            found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+            if found_inf is not None and float(found_inf) != 0:
+                self.skipped_steps += 1
+                return
+            scale = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+        fresh = state.Fresh(self.state)
+        try:
+            batches = self._batches(fresh, scale)
+            if not batches or self._run(batches):
+                return
+        except BaseException:
+            fresh.take_back()
+            raise
+        fresh.take_back()
+        self.skipped_steps += 1
+
+    def _batches(self, fresh: state.Fresh, scale: float) -> list[run.Batch]:
+        """Return the parameters that have a gradient, with their states, which are made where they are missing."""
+        batches = []
+        for number, group in enumerate(self.param_groups):
+            found = _step.collect(group["params"], self.state, state.KEYS)
+            if not found[-1]:
+                continue
+            if found[-2]:
+                fresh.add(group, found[-2])
+                found = _step.collect(group["params"], self.state, state.KEYS)
+            grads, exp_avgs, exp_avg_sqs, steps, _, _ = found
+            batches.append(run.Batch(number, group, group["params"], grads, exp_avgs, exp_avg_sqs, steps, scale))
+        return batches
+
+    def _run(self, batches: list[run.Batch]) -> bool:
+        if self._any_inference and not torch.is_inference_mode_enabled():
+            _refuse_inference(batches)
+        watched = torch._C._len_torch_dispatch_stack() > 0
+        special = any(batch.group["differentiable"] or batch.group["capturable"] for batch in batches)
+        if self._all_plain and not watched and not special:
+            try:
+                return run.as_they_are(batches, self.convention, self.nonfinite)
+            except (TypeError, ValueError, RuntimeError):
+                pass  # nothing has changed, and what is wrong, or only unusual, shows below
+        for batch in batches:
+            _check_capturable(batch)
+            batch.steps = state.mended_counts(self.state, batch.params, batch.steps)
+        if watched or run.any_fake(batches):
+            for batch in batches:
+                op.step_group(batch.group, run.present(batch), self._encoded, self.nonfinite, batch.grad_scale)
+            return True
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            happened = run.taken_apart(batches, self.convention, self.nonfinite)
+        self._all_plain = not special and run.all_plain(batches)
+        return happened
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params_with_grad: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        state_steps: list[Tensor],
+    ) -> bool:
+        """Fill in the lists, and the states that are missing. The compiler knows this method of torch's optimizers."""
+        has_complex = False
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            if param.grad.is_sparse:
+                raise RuntimeError("RAdam does not support sparse gradients")
+            has_complex |= param.is_complex()
+            entry = self.state[param]
+            if "step" not in entry:
+                entry.update(state.create(param, group))
+            params_with_grad.append(param)
+            grads.append(param.grad)
+            exp_avgs.append(entry["exp_avg"])
+            exp_avg_sqs.append(entry["exp_avg_sq"])
+            state_steps.append(entry["step"])
+        return has_complex
+
+    def _traced_step(self) -> None:
+        with torch.no_grad():
+            for group in self.param_groups:
+                lists: tuple[list[Tensor], ...] = ([], [], [], [], [])
+                self._init_group(group, *lists)
+                if lists[0]:
+                    op.step_group(group, lists, self._encoded, self.nonfinite, 1.0)
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as torch.optim.RAdam does; either class loads it.
+
+        Where the convention is not torch's, an entry "convention" says so.
+        """
+        saved = super().state_dict()
+        if self.convention != CONVENTIONS["torch"]:
+            saved["convention"] = dataclasses.asdict(self.convention)
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what state_dict of this class or of torch.optim.RAdam gave. The tensors are copied.
+
+        Raises:
+            ValueError: naming what is missing, of the wrong shape, kind or value; the optimizer is unchanged.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"the state dict must be a dict, got {type(state_dict).__name__}")
+        state_dict = dict(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = pre_hook(self, state_dict)
+            if changed is not None:
+                state_dict = changed
+        with self._turn:
+            saved = state_dict.get("convention")
+            if saved is not None and {**saved, "decay": tuple(saved["decay"])} != dataclasses.asdict(self.convention):
+                raise ValueError(
+                    f"convention: the state dict is of {saved!r}, this optimizer of {self.convention!r}; they step "
+                    "otherwise"
+                )
+            loaded, groups = state.read(state_dict, self.param_groups)
+            self.__setstate__({"state": loaded, "param_groups": groups})
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("convention", "nonfinite", "fused_amp", "skipped_steps")
+        return {**super().__getstate__(), **{key: getattr(self, key) for key in own}}
+
+    def __setstate__(self, content: dict[str, Any]) -> None:
+        super().__setstate__(content)
+        for group in self.param_groups:
+            for key, value in settings.LATER.items():
+                group.setdefault(key, value)
+        if "_turn" not in self.__dict__:
+            self._set_up()
+
+
+def _check_capturable(batch: run.Batch) -> None:
+    """Hold a capturable group to torch's rule."""
+    if not batch.group["capturable"]:
+        return
+    supported = _get_capturable_supported_devices()
+    for param, step in zip(batch.params, batch.steps):
+        if step is not None and not (param.device.type == step.device.type and param.device.type in supported):
+            raise AssertionError(
+                f"If capturable=True, params and state_steps must be on supported devices: {supported}."
+            )
+
+
+def _refuse_inference(batches: list[run.Batch]) -> None:
+    """Raise torch's error for an inference tensor."""
+    for tensor in (tensor for batch in batches for tensor in batch.changed()):
+        if tensor.is_inference():
+            with torch.no_grad():
+                tensor.add_(0)

@@ -1,0 +1,216 @@
+"""What the optimizer remembers of each parameter: made, kept exact, and read back from what torch or radam saved."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import settings
+
+KEYS = ("exp_avg", "exp_avg_sq", "step")
+MOMENTS = KEYS[:2]
+MOST_FLOAT32 = 2**24  # from here on a float32 cannot count
+
+
+def moment_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the moments: the parameter's, but float32 for a 16-bit one."""
+    if dtype in (torch.bfloat16, torch.float16):
+        return torch.float32
+    return torch.complex64 if dtype is torch.complex32 else dtype
+
+
+def count_tensor(count: float, param: Tensor, capturable: bool) -> Tensor:
+    """Return a step count as torch keeps it: one float, on the CPU unless capturable; exact beyond 2^24."""
+    wide = torch.get_default_dtype() is torch.float64 or count >= MOST_FLOAT32
+    device = param.device if capturable else "cpu"
+    return torch.tensor(float(count), dtype=torch.float64 if wide else torch.float32, device=device)
+
+
+def new_moment(param: Tensor) -> Tensor:
+    """Return zeros in the parameter's own memory order (a DTensor for a DTensor)."""
+    return torch.zeros_like(param, dtype=moment_dtype(param.dtype), memory_format=torch.preserve_format)
+
+
+def create(param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of a parameter before its first step."""
+    with torch.no_grad():
+        return {
+            "step": count_tensor(0, param, group["capturable"]),
+            "exp_avg": new_moment(param),
+            "exp_avg_sq": new_moment(param),
+        }
+
+
+class Fresh:
+    """States that were made for a step, to be taken back if it does not happen."""
+
+    def __init__(self, state: MutableMapping[Any, Any]) -> None:
+        self._state = state
+        self._made: list[tuple[Tensor, list[str]]] = []
+
+    def add(self, group: Mapping[str, Any], indices: Iterable[int]) -> None:
+        """Make the states that parameters of a group lack."""
+        for i in indices:
+            param = group["params"][i]
+            entry = self._state.get(param)
+            if entry:
+                present = [key for key in KEYS if key in entry]
+                if present:
+                    missing = next(key for key in KEYS if key not in entry)
+                    raise ValueError(f"the state of parameter {i} has {present[0]!r} but no {missing!r}")
+            if entry is None:
+                entry = self._state[param] = {}
+            made = create(param, group)
+            self._made.append((param, list(made)))
+            entry.update(made)
+
+    def take_back(self) -> None:
+        """Forget what was made."""
+        for param, keys in reversed(self._made):
+            entry = self._state.get(param, {})
+            for key in keys:
+                entry.pop(key, None)
+            if not entry:
+                self._state.pop(param, None)
+
+
+def mended_counts(state: Mapping[Any, Any], params: Iterable[Tensor], steps: Iterable[Any]) -> tuple[Any, ...]:
+    """Put step counts into the state that can be advanced: float tensors, wide enough. Their values stay."""
+    out = []
+    for param, step in zip(params, steps):
+        if step is not None:
+            mended = _mended_count(step)
+            if mended is not step:
+                step = state[param]["step"] = mended
+        out.append(step)
+    return tuple(out)
+
+
+def _mended_count(step: Any) -> Any:
+    if not isinstance(step, Tensor):
+        step = torch.tensor(step)
+    if step.dtype is torch.float64 or (step.dtype is torch.float32 and step.device.type != "cpu"):
+        return step
+    if step.item() >= MOST_FLOAT32:
+        return step.to(torch.float64)
+    return step if step.dtype is torch.float32 else step.to(torch.float32)
+
+
+# ---- state dicts
+
+
+def read(saved: Any, groups: Sequence[Mapping[str, Any]]) -> tuple[defaultdict[Any, Any], list[dict[str, Any]]]:
+    """Return the state and groups of a state dict of torch's or radam's RAdam; ValueError naming what does not fit."""
+    saved_groups, saved_state = (
+        _entry(saved, "param_groups", "the state dict"),
+        _entry(saved, "state", "the state dict"),
+    )
+    if not isinstance(saved_groups, Sequence) or not all(isinstance(group, Mapping) for group in saved_groups):
+        raise ValueError("param_groups: must be a list of dicts")
+    if not isinstance(saved_state, Mapping):
+        raise ValueError(f"state: must be a dict, got {type(saved_state).__name__}")
+    if len(groups) != len(saved_groups):
+        raise ValueError("loaded state dict has a different number of parameter groups")
+    read_groups = [_read_group(g, *pair) for g, pair in enumerate(zip(groups, saved_groups))]
+
+    ids = chain.from_iterable(group["params"] for group in saved_groups)
+    owners = ((param, group) for group in read_groups for param in group["params"])
+    owner_of = dict(zip(ids, owners))
+    state: defaultdict[Any, Any] = defaultdict(dict)
+    for key, entry in saved_state.items():
+        if key in owner_of:
+            param, group = owner_of[key]
+            state[param] = _read_entry(entry, f"state[{key!r}]", param, group)
+        else:
+            state[key] = deepcopy(entry)  # of no parameter: kept, as torch keeps it
+    return state, read_groups
+
+
+def _read_group(g: int, group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    what = f"param_groups[{g}]"
+    params = _entry(saved, "params", what)
+    if not isinstance(params, Sequence) or len(params) != len(group["params"]):
+        raise ValueError(
+            "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
+        )
+    for key in settings.REQUIRED:
+        _entry(saved, key, what)
+    out = {key: deepcopy(value) for key, value in saved.items() if key != "params"}
+    for key, value in settings.LATER.items():
+        out.setdefault(key, value)
+    try:
+        settings.check(out)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{what}: {error}") from None
+    if "param_names" in group:
+        out.setdefault("param_names", group["param_names"])
+    out["params"] = group["params"]
+    return out
+
+
+def _read_entry(saved: Any, what: str, param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"{what} must be a dict, got {type(saved).__name__}")
+    if not saved:
+        return {}
+    out: dict[str, Any] = {}
+    for key in ("step", *MOMENTS):
+        _entry(saved, key, what)
+    for key, value in saved.items():
+        if key == "step":
+            out[key] = _read_step(value, f"{what}['step']", param, group["capturable"])
+        elif key in MOMENTS:
+            out[key] = _read_moment(value, f"{what}[{key!r}]", param, key == "exp_avg_sq")
+        elif isinstance(value, Tensor):
+            out[key] = value.detach().clone().to(param.device)
+        else:
+            out[key] = deepcopy(value)
+    return out
+
+
+def _read_step(value: Any, what: str, param: Tensor, capturable: bool) -> Tensor:
+    try:
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError
+        count = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{what} must be one number, got {value!r}") from None
+    if not (math.isfinite(count) and count >= 0 and count == int(count)):
+        raise ValueError(f"{what} must be a whole number of steps, got {count!r}")
+    made = count_tensor(count, param, capturable)
+    return made.to(value.dtype) if isinstance(value, Tensor) and value.dtype is torch.float64 else made
+
+
+def _read_moment(value: Any, what: str, param: Tensor, is_square: bool) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{what} must be a tensor, got {type(value).__name__}")
+    if value.shape != param.shape:
+        raise ValueError(f"{what} has shape {tuple(value.shape)}, the parameter {tuple(param.shape)}")
+    if not (value.is_complex() if param.is_complex() else value.is_floating_point()):
+        raise ValueError(f"{what} has dtype {value.dtype}, the parameter {param.dtype}")
+    if type(value) is not type(param) and "DTensor" in (type(value).__name__, type(param).__name__):
+        raise ValueError(
+            f"{what} is a {type(value).__name__}, the parameter a {type(param).__name__}; load sharded states with "
+            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
+        )
+    with torch.no_grad():
+        made = new_moment(param).copy_(value)
+    on_cpu = type(made) is Tensor and made.device.type == "cpu"
+    if is_square and on_cpu and bool((torch.view_as_real(made) if made.is_complex() else made).lt(0).any()):
+        raise ValueError(f"{what} holds a negative number, but it is an average of squares")
+    return made
+
+
+def _entry(mapping: Any, key: str, what: str) -> Any:
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"{what} must be a dict, got {type(mapping).__name__}")
+    if key not in mapping:
+        raise ValueError(f"{what} has no {key!r}")
+    return mapping[key]
