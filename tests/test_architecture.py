@@ -70,7 +70,7 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             if node.module is None:
-                found |= {"." + alias.name for alias in node.names}
+                found |= {"." * node.level + alias.name for alias in node.names}
             else:
                 found.add("." * node.level + node.module)
     return {name.replace("radam.", ".", 1) if name.startswith("radam.") else name for name in found}
@@ -138,7 +138,17 @@ def test_the_bindings_reach_the_core_through_its_headers() -> None:
 MODULES = sources(PACKAGE, ".py")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.name)
+def front_end(path: Path) -> str | None:
+    """The front end that a module belongs to, a file or a folder of its name."""
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return name if name in FRONT_ENDS else None
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=label)
 def test_step_is_the_only_importer_of_the_native_core(path: Path) -> None:
     core = {name for name in imports(path) if name.lstrip(".").split(".")[-1] == "_core"}
     assert core == ({"._core"} if path.name == "_step.py" else set())
@@ -153,8 +163,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hooks": set(),
     "optimizer": {"._step", ".groups", ".hooks", ".state", ".conventions"},
     "_info": {"._step"},
+    "_law": set(),
     "__init__": {"._info", "._step", ".conventions", ".optimizer"},
+    # A front end in a folder: what it has of the package, and, left of it in the folder, of its own.
+    "torch/settings": {".._step", "..conventions"},
+    "torch/unwrap": set(),
+    "torch/state": {".settings"},
+    "torch/run": {".._law", ".._step", "..conventions", ".settings", ".unwrap"},
+    "torch/op": {"..conventions", ".run"},
+    "torch/optimizer": {".._step", "..conventions", ".op", ".run", ".settings", ".state"},
+    "torch/__init__": {".optimizer"},
 }
+
+
+def test_every_module_of_a_front_end_has_its_place_in_the_table() -> None:
+    assert {label(p).removesuffix(".py") for p in MODULES if front_end(p)} <= set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize("module", MAY_IMPORT)
@@ -163,7 +186,7 @@ def test_a_module_imports_only_what_stands_left_of_it(module: str) -> None:
     assert known <= MAY_IMPORT[module]
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.stem not in FRONT_ENDS], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [p for p in MODULES if not front_end(p)], ids=label)
 def test_nothing_imports_a_framework_when_it_is_imported(path: Path) -> None:
     if path.stem in ("_demo", "_bench"):
         return
@@ -172,7 +195,9 @@ def test_nothing_imports_a_framework_when_it_is_imported(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.stem != "__main__"], ids=lambda p: p.name)
 def test_front_ends_and_commands_are_imported_by_none(path: Path) -> None:
-    known = {name.removeprefix(".").split(".")[0] for name in imports(path) if name.startswith(".")}
+    names = imports(path)
+    known = {name.removeprefix(".").split(".")[0] for name in names if re.match(r"\.\w", name)}
+    known |= {name.removeprefix("..").split(".")[0] for name in names if name.startswith("..")}
     assert not known & (FRONT_ENDS | {"_demo", "_bench", "__main__"})
 
 
@@ -187,7 +212,7 @@ def test_importing_radam_loads_none_of_its_commands() -> None:
             if name.startswith(".")
         }
         todo |= {name for name in known if (PACKAGE / f"{name}.py").is_file()} - reached
-    assert reached == set(MAY_IMPORT)
+    assert reached == {"__init__", "_info", "_step", "conventions", "groups", "hooks", "optimizer", "state"}
 
 
 def test_no_file_is_named_for_having_no_meaning() -> None:

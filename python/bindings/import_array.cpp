@@ -206,11 +206,12 @@ void Imports::release() noexcept {
 }
 
 const Reader& Imports::reader_of(PyObject* object) {
-    if (Py_TYPE(object) != last_type_) {
-        last_reader_ = &known_reader(object);
-        last_type_ = Py_TYPE(object);
-    }
-    return *last_reader_;
+    PyTypeObject* const type = Py_TYPE(object);
+    if (seen_[0].type == type) return *seen_[0].reader;
+    if (seen_[1].type == type) return *seen_[1].reader;
+    seen_[1] = seen_[0];
+    seen_[0] = {type, &known_reader(object)};
+    return *seen_[0].reader;
 }
 
 Array Imports::add(PyObject* object, Access access, const Where& where) {

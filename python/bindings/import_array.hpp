@@ -86,8 +86,11 @@ private:
     const Reader& reader_of(PyObject* object);
     void own(PyObject* object);
 
-    PyTypeObject* last_type_ = nullptr;  // and its reader: most arrays of a call are of one type
-    const Reader* last_reader_ = nullptr;
+    struct Seen {
+        PyTypeObject* type = nullptr;
+        const Reader* reader = nullptr;
+    };
+    Seen seen_[2];  // most arrays of a call are of two types: parameters and tensors
     std::vector<PyObject*> owned_;
     std::vector<Py_buffer> buffers_;
     std::deque<std::vector<std::int64_t>> strides_;

@@ -193,8 +193,9 @@ class RAdam(torch.optim.Optimizer):
             if found[-2]:
                 fresh.add(group, found[-2])
                 found = _step.collect(group["params"], self.state, state.KEYS)
-            grads, exp_avgs, exp_avg_sqs, steps, _, _ = found
-            batches.append(run.Batch(number, group, group["params"], grads, exp_avgs, exp_avg_sqs, steps, scale))
+            grads, exp_avgs, exp_avg_sqs, steps, _, count = found
+            whole = count == len(group["params"])
+            batches.append(run.Batch(number, group, group["params"], grads, exp_avgs, exp_avg_sqs, steps, scale, whole))
         return batches
 
     def _run(self, batches: list[run.Batch]) -> bool:
@@ -210,11 +211,11 @@ class RAdam(torch.optim.Optimizer):
         for batch in batches:
             _check_capturable(batch)
             batch.steps = state.mended_counts(self.state, batch.params, batch.steps)
-        if watched or run.any_fake(batches):
-            for batch in batches:
-                op.step_group(batch.group, run.present(batch), self._encoded, self.nonfinite, batch.grad_scale)
-            return True
         with torch.set_grad_enabled(self.defaults["differentiable"]):
+            if watched or run.any_fake(batches):
+                for batch in batches:
+                    op.step_group(batch.group, run.present(batch), self._encoded, self.nonfinite, batch.grad_scale)
+                return True
             happened = run.taken_apart(batches, self.convention, self.nonfinite)
         self._all_plain = not special and run.all_plain(batches)
         return happened

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _law, _step
 from ..conventions import Convention
 from . import settings
-from .unwrap import is_native, memory_of
+from .unwrap import Memory, is_native, memory_of
 
 Lists = Sequence[Sequence[Any]]
 
@@ -30,6 +30,7 @@ class Batch:
     exp_avg_sqs: Sequence[Any]
     steps: Sequence[Any]
     grad_scale: float = 1.0
+    whole: bool = True  # every parameter has a gradient
 
     def lists(self) -> Lists:
         """Return what differs from parameter to parameter."""
@@ -46,21 +47,23 @@ class Batch:
     def changed(self) -> list[Tensor]:
         """Return the parameters and moments that a step writes."""
         written = (self.params, self.exp_avgs, self.exp_avg_sqs)
-        if None not in self.grads:
-            return [tensor for tensors in written for tensor in tensors]
+        if self.whole:
+            return [*self.params, *self.exp_avgs, *self.exp_avg_sqs]
         return [tensor for tensors in written for tensor, grad in zip(tensors, self.grads) if grad is not None]
 
 
-class Item(NamedTuple):
+@dataclasses.dataclass(eq=False)
+class Item:
     """One parameter with a gradient: its place, and the memory that a step reads and writes."""
 
     batch: Batch
-    index: int
-    param: Tensor
-    grad: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    step: Tensor
+    place: int
+    memory: Memory
+
+    @property
+    def name(self) -> str:
+        """Return how messages call it."""
+        return f"parameter {self.place} of group {self.batch.number}"
 
 
 def as_they_are(batches: Sequence[Batch], convention: Convention, nonfinite: str) -> bool:
@@ -72,7 +75,7 @@ def as_they_are(batches: Sequence[Batch], convention: Convention, nonfinite: str
 def taken_apart(batches: Sequence[Batch], convention: Convention, nonfinite: str) -> bool:
     """Step tensors of any kind: complex, distributed, subclasses, on other devices, the same one twice."""
     items = [item for batch in batches for item in items_of(batch)]
-    kernel = [item for item in items if not item.batch.group["differentiable"] and all(map(is_native, item[2:]))]
+    kernel = [item for item in items if not item.batch.group["differentiable"] and all(map(is_native, item.memory))]
     by_kernel = set(map(id, kernel))
     by_law = [item for item in items if id(item) not in by_kernel]
     if nonfinite != "propagate" and not all(_is_finite(item, nonfinite) for item in by_law):
@@ -86,8 +89,8 @@ def taken_apart(batches: Sequence[Batch], convention: Convention, nonfinite: str
             lists: list[list[Any]] = [[None] * len(batch.params) for _ in range(5)]
             for item in turn:
                 if item.batch is batch:
-                    for entries, value in zip(lists, item[2:]):
-                        entries[item.index] = value
+                    for entries, value in zip(lists, item.memory):
+                        entries[item.place] = value
             plans.append(batch.plan(convention, lists))
         if not _step.step(tuple(plans), nonfinite, bump):
             return False
@@ -114,16 +117,19 @@ def any_fake(batches: Sequence[Batch]) -> bool:
 def present(batch: Batch) -> list[list[Tensor]]:
     """Return what the operator takes of a group: lists of those parameters that have a gradient."""
     items = list(items_of(batch))
-    return [[item[column] for item in items] for column in range(2, 7)]
+    return [list(column) for column in zip(*(item.memory for item in items))]
 
 
 def items_of(batch: Batch) -> Iterator[Item]:
     """Yield the parameters with a gradient, each tensor as the memory that holds its elements here."""
-    for index, (param, grad, *state) in enumerate(zip(*batch.lists())):
-        if grad is not None:
-            if grad.is_sparse:
+    for place, tensors in enumerate(zip(*batch.lists())):
+        found = Memory(*tensors)
+        if found.grad is not None:
+            if found.grad.is_sparse:
                 raise RuntimeError("RAdam does not support sparse gradients")
-            yield Item(batch, index, *memory_of(index, batch.number, param, grad, *state))
+            item = Item(batch, place, found)
+            item.memory = memory_of(found, item.name)
+            yield item
 
 
 def _turns(items: Sequence[Item]) -> list[list[Item]]:
@@ -131,7 +137,7 @@ def _turns(items: Sequence[Item]) -> list[list[Item]]:
     seen: Counter[int] = Counter()
     turns: list[list[Item]] = []
     for item in items:
-        param = id(item.batch.params[item.index])
+        param = id(item.batch.params[item.place])
         if seen[param] == len(turns):
             turns.append([])
         turns[seen[param]].append(item)
@@ -150,11 +156,10 @@ def _version_bump(batches: Sequence[Batch]) -> Callable[[], None]:
 
 
 def _is_finite(item: Item, nonfinite: str) -> bool:
-    finite = bool(torch.isfinite(item.grad).all())
+    finite = bool(torch.isfinite(item.memory.grad).all())
     if not finite and nonfinite == "raise":
         raise FloatingPointError(
-            f"the gradient of parameter {item.index} of group {item.batch.number} holds an inf or a NaN; nothing was "
-            "changed (nonfinite='raise')"
+            f"the gradient of {item.name} holds an inf or a NaN; nothing was changed (nonfinite='raise')"
         )
     return finite
 
@@ -164,38 +169,36 @@ class _LawStep:
 
     def __init__(self, item: Item, convention: Convention) -> None:
         """Check everything; take() only computes."""
-        self._item = item
-        group, param = item.batch.group, item.param
-        what = f"of parameter {item.index} of group {item.batch.number}"
-        for name, tensor in (("gradient", item.grad), ("exp_avg", item.exp_avg), ("exp_avg_sq", item.exp_avg_sq)):
-            if tensor.shape != param.shape:
-                raise ValueError(
-                    f"the {name} {what} has shape {tuple(tensor.shape)}, the parameter {tuple(param.shape)}"
-                )
-        if not param.dtype.is_floating_point:
-            raise TypeError(f"the dtype {what} is {param.dtype}; accepted are floating-point ones")
-        taken = float(item.step)
+        self._memory, self._group = item.memory, item.batch.group
+        param, lr = item.memory.param, self._group["lr"]
+        for name in ("grad", "exp_avg", "exp_avg_sq"):
+            shape = getattr(item.memory, name).shape
+            if shape != param.shape:
+                raise ValueError(f"{name} of {item.name} has shape {tuple(shape)}, the parameter {tuple(param.shape)}")
+        if not param.is_floating_point():
+            raise TypeError(f"{item.name} has dtype {param.dtype}; accepted are floating-point and complex ones")
+        taken = float(item.memory.step)
         if not (taken >= 0 and taken == int(taken)):
-            raise ValueError(f"the step count {what} is {taken}, no whole number of steps")
+            raise ValueError(f"the step count of {item.name} is {taken}, no whole number of steps")
         self._t = int(taken) + 1
-        self._dtype = torch.float64 if param.dtype is torch.float64 else torch.float32
-        lr = 1.0 if settings.is_traced(group["lr"]) else None
-        hyperparameters = settings.hyperparameters(group, convention, item.batch.grad_scale, lr)
-        self._c: Mapping[str, Any] = _step.coefficients(
-            hyperparameters, self._t, "float64" if self._dtype is torch.float64 else "float32"
+        wide = param.dtype is torch.float64
+        self._dtype = torch.float64 if wide else torch.float32
+        is_traced = isinstance(lr, Tensor) and lr.requires_grad and torch.is_grad_enabled()
+        hyperparameters = settings.hyperparameters(
+            self._group, convention, item.batch.grad_scale, lr=1.0 if is_traced else None
         )
-        if lr is not None:
-            self._c = _law.at_learning_rate(self._c, group["lr"].reshape(()), float(group["weight_decay"]))
+        c: Mapping[str, Any] = _step.coefficients(hyperparameters, self._t, "float64" if wide else "float32")
+        self._c = _law.at_learning_rate(c, lr.reshape(()), float(self._group["weight_decay"])) if is_traced else c
 
     def take(self) -> None:
-        item = self._item
-        with torch.set_grad_enabled(torch.is_grad_enabled() and item.batch.group["differentiable"]):
-            # A clone, since autograd may keep p for its product with a traced lr, and p changes in place below.
-            param = item.param.clone() if torch.is_grad_enabled() else item.param
-            old = (x.to(self._dtype) for x in (param, item.grad, item.exp_avg, item.exp_avg_sq))
-            param, exp_avg, exp_avg_sq, _ = _law.update(torch, self._c, *old)
-            item.param.copy_(param)
-            item.exp_avg.copy_(exp_avg)
-            item.exp_avg_sq.copy_(exp_avg_sq)
+        """Compute and write; autograd watches a differentiable group."""
+        param, grad, exp_avg, exp_avg_sq, step = self._memory
+        watched = torch.is_grad_enabled() and self._group["differentiable"]
+        with torch.set_grad_enabled(watched):
+            # A clone, for autograd may keep p for its product with a traced lr, and p changes in place below.
+            old = (x.to(self._dtype) for x in (param.clone() if watched else param, grad, exp_avg, exp_avg_sq))
+            new = _law.update(torch, self._c, *old)
+            for tensor, value in zip((param, exp_avg, exp_avg_sq), new):
+                tensor.copy_(value)
         with torch.no_grad():
-            item.step.fill_(self._t)
+            step.fill_(self._t)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._step import Hyperparameters
@@ -57,8 +56,3 @@ def hyperparameters(
         maximize=bool(group["maximize"]),
         grad_scale=grad_scale,
     )
-
-
-def is_traced(lr: Any) -> bool:
-    """Whether a step is to be differentiated by its learning rate."""
-    return isinstance(lr, Tensor) and lr.requires_grad and torch.is_grad_enabled()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,39 +23,49 @@ def is_native(tensor: Tensor) -> bool:
     return is_plain(tensor) and tensor.device.type == "cpu" and tensor.layout is torch.strided
 
 
-def memory_of(index: int, group: int, param: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-    """Return what a step reads and writes in this process: local shards, bare tensors, complex numbers as pairs."""
-    tensors = (param, grad, *state)
-    if all(map(is_plain, tensors)) and not param.is_complex():
+class Memory(NamedTuple):
+    """The tensors that a step of one parameter reads and writes."""
+
+    param: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    step: Tensor
+
+
+def memory_of(tensors: Memory, name: str) -> Memory:
+    """Return the memory that is to be stepped in this process: local shards, bare tensors, complex numbers as pairs."""
+    if all(map(is_plain, tensors)) and not tensors.param.is_complex():
         return tensors
-    with torch.no_grad() if not torch.is_grad_enabled() else torch.enable_grad():
-        *tensors, step = (_bare(tensor) for tensor in _local(index, group, *tensors))
-        if param.is_complex():
-            tensors = [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
-    return (*tensors, step)
+    tensors = Memory(*map(_bare, _local(tensors, name)))
+    if not tensors.param.is_complex():
+        return tensors
+    param, grad, exp_avg, exp_avg_sq = map(
+        torch.view_as_real, (tensors.param, tensors.grad.resolve_conj(), tensors.exp_avg, tensors.exp_avg_sq)
+    )
+    return Memory(param, grad, exp_avg, exp_avg_sq, tensors.step)
 
 
-def _local(index: int, group: int, param: Tensor, grad: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+def _local(tensors: Memory, name: str) -> Memory:
     """Return the local shards of DTensors, the gradient's placed as the parameter's."""
     distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is None or not isinstance(param, distributed.DTensor):
-        return (param, grad, *state)
-    *moments, step = state
-    for name, tensor in zip(("gradient", "exp_avg", "exp_avg_sq"), (grad, *moments)):
+    if distributed is None or not isinstance(tensors.param, distributed.DTensor):
+        return tensors
+
+    def placing(tensor: Any) -> Any:
+        return tensor.device_mesh, tensor.placements
+
+    wanted: Any = placing(tensors.param)
+    shards: dict[str, Tensor] = {}
+    for role, tensor in zip(Memory._fields, tensors[:-1]):
         if not isinstance(tensor, distributed.DTensor):
-            raise ValueError(
-                f"the {name} of parameter {index} of group {group} is a {type(tensor).__name__}, the parameter a "
-                "DTensor"
-            )
-    if (grad.device_mesh, grad.placements) != (param.device_mesh, param.placements):
-        grad = grad.redistribute(param.device_mesh, param.placements)
-    for name, moment in zip(("exp_avg", "exp_avg_sq"), moments):
-        if (moment.device_mesh, moment.placements) != (param.device_mesh, param.placements):
-            raise ValueError(
-                f"{name} of parameter {index} of group {group} is placed {moment.placements}, the parameter "
-                f"{param.placements}"
-            )
-    return (*(tensor.to_local() for tensor in (param, grad, *moments)), step)
+            raise ValueError(f"{role} of {name} is a {type(tensor).__name__}, the parameter a DTensor")
+        if placing(tensor) != wanted:
+            if role != "grad":
+                raise ValueError(f"{role} of {name} is placed {tensor.placements}, the parameter {wanted[1]}")
+            tensor = tensor.redistribute(*wanted)
+        shards[role] = tensor.to_local()
+    return tensors._replace(**shards)
 
 
 def _bare(tensor: Tensor) -> Tensor:
