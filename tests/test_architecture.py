@@ -170,7 +170,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "torch/unwrap": set(),
     "torch/state": {".settings"},
     "torch/run": {".._law", ".._step", "..conventions", ".settings", ".unwrap"},
-    "torch/op": {"..conventions", ".run"},
+    "torch/op": set(),
     "torch/optimizer": {".._step", "..conventions", ".op", ".run", ".settings", ".state"},
     "torch/__init__": {".optimizer"},
 }

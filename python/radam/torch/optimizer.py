@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -106,12 +106,14 @@ class RAdam(torch.optim.Optimizer):
 
     def _set_up(self) -> None:
         self._turn = _step.Turn()
-        self._encoded = op.encoded(self.convention)
+        self._handle = op.register(self)
         self._all_plain = True  # as far as the last step knows; only speed hangs on it
         self._step_supports_amp_scaling = self.fused_amp  # GradScaler asks for it
-        self._any_inference = any(
-            p.is_inference() for group in self.__dict__.get("param_groups", ()) for p in group["params"]
-        )
+
+    def _note_params(self) -> None:
+        """Keep what speed needs to know of param_groups."""
+        self._params = [group["params"] for group in self.param_groups]
+        self._any_inference = any(param.is_inference() for params in self._params for param in params)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters: a dict with "params" and any hyperparameters of its own.
@@ -132,7 +134,7 @@ class RAdam(torch.optim.Optimizer):
                 stacklevel=4,
             )
         self.param_groups.append(group)
-        self._any_inference = self._any_inference or any(p.is_inference() for p in group["params"])
+        self._note_params()
 
     # ---- steps
 
@@ -152,6 +154,7 @@ class RAdam(torch.optim.Optimizer):
             FloatingPointError: with nonfinite="raise", if a gradient holds an inf or a NaN.
             After any of them every parameter, moment and step count is what it was.
         """
+        self._opt_called = True
         self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:
@@ -164,14 +167,24 @@ class RAdam(torch.optim.Optimizer):
                 self._take_step()
         return loss
 
+    # A scheduler wraps step, to see that it was called, unless it says that it notes this by itself. It does: the wrapper
+    # is one that torch.compile refuses to trace.
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+
+    def _grad_scale(self) -> float | None:
+        """Return what to multiply gradients by, or None where GradScaler found an inf."""
+        if not self.fused_amp:
+            return 1.0
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found_inf is not None and float(found_inf) != 0:
+            self.skipped_steps += 1
+            return None
+        return 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+
     def _take_step(self) -> None:
-        scale = 1.0
-        if self.fused_amp:
-            found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-            if found_inf is not None and float(found_inf) != 0:
-                self.skipped_steps += 1
-                return
-            scale = 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+        scale = self._grad_scale()
+        if scale is None:
+            return
         fresh = state.Fresh(self.state)
         try:
             batches = self._batches(fresh, scale)
@@ -208,52 +221,75 @@ class RAdam(torch.optim.Optimizer):
                 return run.as_they_are(batches, self.convention, self.nonfinite)
             except (TypeError, ValueError, RuntimeError):
                 pass  # nothing has changed, and what is wrong, or only unusual, shows below
+        if watched or run.any_fake(batches):
+            with torch.no_grad():
+                items = [item for batch in batches for item in run.items_of(batch)]
+                places = [number for item in items for number in (item.batch.number, item.place)]
+                op.step_(*(list(column) for column in zip(*(item.memory for item in items))), places, self._handle)
+            return True
+        self._all_plain = not special and run.all_plain(batches)
+        return self._run_apart(batches)
+
+    def _run_apart(self, batches: list[run.Batch]) -> bool:
         for batch in batches:
             _check_capturable(batch)
-            batch.steps = state.mended_counts(self.state, batch.params, batch.steps)
+            batch.steps = state.mended_counts(self.state, batch.group["params"], batch.steps)
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            if watched or run.any_fake(batches):
-                for batch in batches:
-                    op.step_group(batch.group, run.present(batch), self._encoded, self.nonfinite, batch.grad_scale)
-                return True
-            happened = run.taken_apart(batches, self.convention, self.nonfinite)
-        self._all_plain = not special and run.all_plain(batches)
-        return happened
-
-    def _init_group(
-        self,
-        group: dict[str, Any],
-        params_with_grad: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        state_steps: list[Tensor],
-    ) -> bool:
-        """Fill in the lists, and the states that are missing. The compiler knows this method of torch's optimizers."""
-        has_complex = False
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            if param.grad.is_sparse:
-                raise RuntimeError("RAdam does not support sparse gradients")
-            has_complex |= param.is_complex()
-            entry = self.state[param]
-            if "step" not in entry:
-                entry.update(state.create(param, group))
-            params_with_grad.append(param)
-            grads.append(param.grad)
-            exp_avgs.append(entry["exp_avg"])
-            exp_avg_sqs.append(entry["exp_avg_sq"])
-            state_steps.append(entry["step"])
-        return has_complex
+            return run.taken_apart(batches, self.convention, self.nonfinite)
 
     def _traced_step(self) -> None:
+        """Step in a graph that torch.compile makes: the states that are missing, then one operator.
+
+        It keeps away from param_groups, whose every value the compiler would take for constant.
+        """
+        lists: tuple[list[Tensor], ...] = ([], [], [], [], [])
+        places: list[int] = []
         with torch.no_grad():
-            for group in self.param_groups:
-                lists: tuple[list[Tensor], ...] = ([], [], [], [], [])
-                self._init_group(group, *lists)
-                if lists[0]:
-                    op.step_group(group, lists, self._encoded, self.nonfinite, 1.0)
+            for number, params in enumerate(self._params):
+                for place, param in enumerate(params):
+                    if param.grad is None:
+                        continue
+                    entry = self.state[param]
+                    if "step" not in entry:
+                        entry.update(state.create(param, capturable=False))
+                    tensors = (param, param.grad, entry["exp_avg"], entry["exp_avg_sq"], entry["step"])
+                    for entries, tensor in zip(lists, tensors):
+                        entries.append(tensor)
+                    places += (number, place)
+            if places:
+                op.step_(*lists, places, self._handle)
+
+    def step_tensors(self, places: Iterable[tuple[int, int]], lists: op.Lists) -> None:
+        """Step tensors that stand for those of these parameters; what the operator radam::step_ does."""
+        if list(map(id, self._params)) != [id(group["params"]) for group in self.param_groups]:
+            raise RuntimeError("param_groups was edited by hand since this step was compiled; use add_param_group")
+        columns: dict[int, list[list[Any]]] = {}
+        for (number, place), tensors in zip(places, zip(*lists)):
+            size = len(self._params[number])
+            for column, tensor in zip(columns.setdefault(number, [[None] * size for _ in tensors]), tensors):
+                column[place] = tensor
+        with self._turn:
+            scale = self._grad_scale()
+            if scale is None:
+                return
+            batches = []
+            for number, (params, grads, exp_avgs, exp_avg_sqs, steps) in columns.items():
+                group = self.param_groups[number]
+                batches.append(run.Batch(number, group, params, grads, exp_avgs, exp_avg_sqs, steps, scale, False))
+            if not self._run_apart(batches):
+                self.skipped_steps += 1
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients, to None or to zeros; torch's own, but for torch.compile, which it would stop."""
+        if not torch.compiler.is_compiling():
+            super().zero_grad(set_to_none)
+            return
+        for params in self._params:
+            for param in params:
+                if set_to_none or param.grad is None:
+                    param.grad = None
+                else:
+                    param.grad.zero_()
 
     # ---- state
 
@@ -303,6 +339,7 @@ class RAdam(torch.optim.Optimizer):
                 group.setdefault(key, value)
         if "_turn" not in self.__dict__:
             self._set_up()
+        self._note_params()
 
 
 def _check_capturable(batch: run.Batch) -> None:

@@ -84,15 +84,12 @@ def taken_apart(batches: Sequence[Batch], convention: Convention, nonfinite: str
 
     bump: Callable[[], None] | None = _version_bump(batches)
     for turn in _turns(kernel):
-        plans = []
-        for batch in batches:
-            lists: list[list[Any]] = [[None] * len(batch.params) for _ in range(5)]
-            for item in turn:
-                if item.batch is batch:
-                    for entries, value in zip(lists, item.memory):
-                        entries[item.place] = value
-            plans.append(batch.plan(convention, lists))
-        if not _step.step(tuple(plans), nonfinite, bump):
+        lists: dict[int, Any] = {id(batch): [[None] * len(batch.params) for _ in Memory._fields] for batch in batches}
+        for item in turn:
+            for column, tensor in zip(lists[id(item.batch)], item.memory):
+                column[item.place] = tensor
+        plans = tuple(batch.plan(convention, lists[id(batch)]) for batch in batches)
+        if not _step.step(plans, nonfinite, bump):
             return False
         bump = None
     for step in pending:
@@ -112,12 +109,6 @@ def all_plain(batches: Sequence[Batch]) -> bool:
 def any_fake(batches: Sequence[Batch]) -> bool:
     """Whether there are tensors without values, which only an operator may see."""
     return any(type(tensor).__name__ == "FakeTensor" for batch in batches for tensor in batch.changed())
-
-
-def present(batch: Batch) -> list[list[Tensor]]:
-    """Return what the operator takes of a group: lists of those parameters that have a gradient."""
-    items = list(items_of(batch))
-    return [list(column) for column in zip(*(item.memory for item in items))]
 
 
 def items_of(batch: Batch) -> Iterator[Item]:

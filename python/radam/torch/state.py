@@ -38,11 +38,11 @@ def new_moment(param: Tensor) -> Tensor:
     return torch.zeros_like(param, dtype=moment_dtype(param.dtype), memory_format=torch.preserve_format)
 
 
-def create(param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+def create(param: Tensor, capturable: bool) -> dict[str, Any]:
     """Return the state of a parameter before its first step."""
     with torch.no_grad():
         return {
-            "step": count_tensor(0, param, group["capturable"]),
+            "step": count_tensor(0, param, capturable),
             "exp_avg": new_moment(param),
             "exp_avg_sq": new_moment(param),
         }
@@ -67,7 +67,7 @@ class Fresh:
                     raise ValueError(f"the state of parameter {i} has {present[0]!r} but no {missing!r}")
             if entry is None:
                 entry = self._state[param] = {}
-            made = create(param, group)
+            made = create(param, group["capturable"])
             self._made.append((param, list(made)))
             entry.update(made)
 
