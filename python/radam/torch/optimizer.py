@@ -154,7 +154,6 @@ class RAdam(torch.optim.Optimizer):
             FloatingPointError: with nonfinite="raise", if a gradient holds an inf or a NaN.
             After any of them every parameter, moment and step count is what it was.
         """
-        self._opt_called = True
         self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:
@@ -163,12 +162,13 @@ class RAdam(torch.optim.Optimizer):
         if torch.compiler.is_compiling():
             self._traced_step()
         else:
+            self._opt_called = True
             with self._turn:
                 self._take_step()
         return loss
 
-    # A scheduler wraps step, to see that it was called, unless it says that it notes this by itself. It does: the wrapper
-    # is one that torch.compile refuses to trace.
+    # A scheduler wraps step, to see that it was called, unless step says that it notes this by itself. The wrapper is
+    # one that torch.compile refuses to trace.
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
     def _grad_scale(self) -> float | None:
@@ -268,6 +268,7 @@ class RAdam(torch.optim.Optimizer):
             size = len(self._params[number])
             for column, tensor in zip(columns.setdefault(number, [[None] * size for _ in tensors]), tensors):
                 column[place] = tensor
+        self._opt_called = True
         with self._turn:
             scale = self._grad_scale()
             if scale is None:
