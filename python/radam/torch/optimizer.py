@@ -111,8 +111,13 @@ class RAdam(torch.optim.Optimizer):
         self._step_supports_amp_scaling = self.fused_amp  # GradScaler asks for it
 
     def _note_params(self) -> None:
-        """Keep what speed needs to know of param_groups."""
+        """Keep what a step needs to know of param_groups and state without looking at all of them."""
         self._params = [group["params"] for group in self.param_groups]
+        made: dict[int, dict[str, Any]] = {}
+        self._entries = [
+            [self.state[p] if p in self.state else made.setdefault(id(p), {}) for p in params]
+            for params in self._params
+        ]
         self._any_inference = any(param.is_inference() for params in self._params for param in params)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -192,8 +197,10 @@ class RAdam(torch.optim.Optimizer):
                 return
         except BaseException:
             fresh.take_back()
+            self._note_params()
             raise
         fresh.take_back()
+        self._note_params()
         self.skipped_steps += 1
 
     def _batches(self, fresh: state.Fresh, scale: float) -> list[run.Batch]:
@@ -205,6 +212,7 @@ class RAdam(torch.optim.Optimizer):
                 continue
             if found[-2]:
                 fresh.add(group, found[-2])
+                self._note_params()
                 found = _step.collect(group["params"], self.state, state.KEYS)
             grads, exp_avgs, exp_avg_sqs, steps, _, count = found
             whole = count == len(group["params"])
@@ -240,29 +248,29 @@ class RAdam(torch.optim.Optimizer):
     def _traced_step(self) -> None:
         """Step in a graph that torch.compile makes: the states that are missing, then one operator.
 
-        It keeps away from param_groups, whose every value the compiler would take for constant.
+        It keeps away from param_groups, whose every value the compiler would take for constant, and from state, whose
+        keys would tie the graph to the gradients of now.
         """
         lists: tuple[list[Tensor], ...] = ([], [], [], [], [])
         places: list[int] = []
         with torch.no_grad():
-            for number, params in enumerate(self._params):
-                for place, param in enumerate(params):
+            for number, (params, states) in enumerate(zip(self._params, self._entries)):
+                for place, (param, entry) in enumerate(zip(params, states)):
                     if param.grad is None:
                         continue
-                    entry = self.state[param]
                     if "step" not in entry:
                         entry.update(state.create(param, capturable=False))
                     tensors = (param, param.grad, entry["exp_avg"], entry["exp_avg_sq"], entry["step"])
-                    for entries, tensor in zip(lists, tensors):
-                        entries.append(tensor)
+                    for column, tensor in zip(lists, tensors):
+                        column.append(tensor)
                     places += (number, place)
             if places:
                 op.step_(*lists, places, self._handle)
 
     def step_tensors(self, places: Iterable[tuple[int, int]], lists: op.Lists) -> None:
         """Step tensors that stand for those of these parameters; what the operator radam::step_ does."""
-        if list(map(id, self._params)) != [id(group["params"]) for group in self.param_groups]:
-            raise RuntimeError("param_groups was edited by hand since this step was compiled; use add_param_group")
+        places = list(places)
+        fresh = self._check_traced(places)
         columns: dict[int, list[list[Any]]] = {}
         for (number, place), tensors in zip(places, zip(*lists)):
             size = len(self._params[number])
@@ -279,6 +287,25 @@ class RAdam(torch.optim.Optimizer):
                 batches.append(run.Batch(number, group, params, grads, exp_avgs, exp_avg_sqs, steps, scale, False))
             if not self._run_apart(batches):
                 self.skipped_steps += 1
+        self.state.update(fresh)
+
+    def _check_traced(self, places: Iterable[tuple[int, int]]) -> dict[Tensor, dict[str, Any]]:
+        """Refuse a graph that was made for other parameters or states; return the states that it makes itself."""
+        if list(map(id, self._params)) != [id(group["params"]) for group in self.param_groups]:
+            raise RuntimeError("param_groups was edited by hand since this step was compiled; use add_param_group")
+        fresh = {}
+        for number, place in places:
+            param, entry = self._params[number][place], self._entries[number][place]
+            if param in self.state and self.state[param] is entry:
+                continue
+            if param in self.state or entry:
+                self._note_params()
+                raise RuntimeError(
+                    f"the state of parameter {place} of group {number} was replaced by hand since this step was "
+                    "compiled; nothing was changed, and the next step takes the new one"
+                )
+            fresh[param] = entry
+        return fresh
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, to None or to zeros; torch's own, but for torch.compile, which it would stop."""
