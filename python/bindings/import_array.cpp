@@ -66,6 +66,18 @@ const dlpack::ExchangeApi* exchange_api_of(PyTypeObject* type, const std::string
     return api != nullptr && api->tensor_from_object != nullptr ? api : nullptr;
 }
 
+// Whether it is a subclass of PyTorch's tensor that stands for something else than its own memory.
+bool is_wrapper(PyTypeObject* type) {
+    constexpr const char* attribute = "__torch_dispatch__";
+    const nb::handle handle(reinterpret_cast<PyObject*>(type));
+    if (!nb::hasattr(handle, attribute)) return false;
+    for (const nb::handle base : handle.attr("__mro__"))
+        if (nb::cast<std::string>(base.attr("__module__")) == "torch" &&
+            nb::cast<std::string>(base.attr("__qualname__")) == "Tensor")
+            return !nb::object(handle.attr(attribute)).is(base.attr(attribute));
+    return false;
+}
+
 // Found once per type; the types are kept alive, so that no other takes their address.
 const Reader& known_reader(PyObject* object) {
     static std::mutex mutex;
@@ -81,6 +93,8 @@ const Reader& known_reader(PyObject* object) {
         reader.source = Source::numpy;
     else if (name.rfind("jaxlib.", 0) == 0 || name.rfind("jax.", 0) == 0)
         reader.source = Source::jax;
+    else if (is_wrapper(type))
+        reader.source = Source::nothing;
     else if ((reader.api = exchange_api_of(type, name)) != nullptr)
         reader.source = Source::exchange;
     else if (PyObject_HasAttrString(reinterpret_cast<PyObject*>(type), "__dlpack__"))

@@ -77,6 +77,7 @@ public:
     std::size_t first_nonfinite() const noexcept { return radam::first_nonfinite(slots_.data(), slots_.size()); }
     [[noreturn]] void refuse_nonfinite(std::size_t slot) const;
     void run() noexcept;
+    void advance() const noexcept;
     void run_limit() const noexcept { radam::limit(slots_.data(), slots_.size()); }
     void clear() noexcept;
 
@@ -307,6 +308,10 @@ void Call::run() noexcept {
         const Array& array = entries_[s.entry].arrays[s.role];
         if (s.role != grad) scatter(array.layout, array.data, s.order, s.buffer.get());
     }
+    advance();
+}
+
+void Call::advance() const noexcept {
     for (const Counter& counter : counters_) counter.write(counter.read() + 1);
 }
 

@@ -168,8 +168,11 @@ class RAdam(torch.optim.Optimizer):
             self._traced_step()
         else:
             self._opt_called = True
-            with self._turn:
-                self._take_step()
+            if torch._C._len_torch_dispatch_stack() > 0 and not any(g["differentiable"] for g in self.param_groups):
+                self._watched_step()
+            else:
+                with self._turn:
+                    self._take_step()
         return loss
 
     # A scheduler wraps step, to see that it was called, unless step says that it notes this by itself. The wrapper is
@@ -222,18 +225,14 @@ class RAdam(torch.optim.Optimizer):
     def _run(self, batches: list[run.Batch]) -> bool:
         if self._any_inference and not torch.is_inference_mode_enabled():
             _refuse_inference(batches)
-        watched = torch._C._len_torch_dispatch_stack() > 0
         special = any(batch.group["differentiable"] or batch.group["capturable"] for batch in batches)
-        if self._all_plain and not watched and not special:
+        if self._all_plain and not special:
             try:
                 return run.as_they_are(batches, self.convention, self.nonfinite)
             except (TypeError, ValueError, RuntimeError):
                 pass  # nothing has changed, and what is wrong, or only unusual, shows below
-        if watched or run.any_fake(batches):
-            with torch.no_grad():
-                items = [item for batch in batches for item in run.items_of(batch)]
-                places = [number for item in items for number in (item.batch.number, item.place)]
-                op.step_(*(list(column) for column in zip(*(item.memory for item in items))), places, self._handle)
+        if run.any_fake(batches):
+            self._step_as_operator(batches)
             return True
         self._all_plain = not special and run.all_plain(batches)
         return self._run_apart(batches)
@@ -244,6 +243,24 @@ class RAdam(torch.optim.Optimizer):
             batch.steps = state.mended_counts(self.state, batch.group["params"], batch.steps)
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             return run.taken_apart(batches, self.convention, self.nonfinite)
+
+    def _watched_step(self) -> None:
+        """Step while a mode of PyTorch's watches, or replaces, every operation."""
+        fresh = state.Fresh(self.state)
+        try:
+            batches = self._batches(fresh, 1.0)
+            if batches:
+                self._step_as_operator(batches)
+        except BaseException:
+            fresh.take_back()
+            self._note_params()
+            raise
+
+    def _step_as_operator(self, batches: list[run.Batch]) -> None:
+        with torch.no_grad():
+            items = [item for batch in batches for item in run.items_of(batch)]
+            places = [number for item in items for number in (item.batch.number, item.place)]
+            op.step_(*(list(column) for column in zip(*(item.memory for item in items))), places, self._handle)
 
     def _traced_step(self) -> None:
         """Step in a graph that torch.compile makes: the states that are missing, then one operator.

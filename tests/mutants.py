@@ -1,0 +1,219 @@
+"""Show that the tests would notice a wrong optimizer: break it on purpose, in one place at a time, and run them.
+
+    python tests/mutants.py            all mutants
+    python tests/mutants.py NAME ...   some of them
+    python tests/mutants.py --list
+
+Each mutant is one line of the source, changed. It is killed when a test fails on it; the program ends with an error if
+one survives, if its line is no longer there, or if the tests fail without any change. It needs what building radam
+needs (pyproject.toml, build-system.requires) and radam's own tests, in the environment it runs in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("cpp", "cmake", "python", "tests", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """One line changed: the text old becomes new in the file at path, and one of the tests must fail."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+LIKE_TORCH = ("tests/test_torch_like_torch.py",)
+MUTANTS = (
+    Mutant(
+        "threshold 4",
+        "python/radam/conventions.py",
+        "threshold: float = 5.0",
+        "threshold: float = 4.0",
+        LIKE_TORCH,
+    ),
+    Mutant(
+        "eps inside the root",
+        "cpp/include/radam/update.hpp",
+        "n = n / (sqrt((F::amsgrad ? v_max : v) + c.eps_root) + c.eps);",
+        "n = n / sqrt((F::amsgrad ? v_max : v) + c.eps_root + c.eps);",
+        LIKE_TORCH,
+    ),
+    Mutant(
+        "rectification x 0.9",
+        "cpp/include/radam/schedule.hpp",
+        "c.step_size = h.lr * r * root_bc2 / bc1;",
+        "c.step_size = h.lr * (0.9 * r) * root_bc2 / bc1;",
+        LIKE_TORCH,
+    ),
+    Mutant(
+        "decay after the step",
+        "cpp/include/radam/update.hpp",
+        "p = fma(V(-1) * c.step_size, n, c.param_decay * p);",
+        "p = c.param_decay * fma(V(-1) * c.step_size, n, p);",
+        LIKE_TORCH,
+    ),
+    Mutant(
+        "maximize ignored",
+        "cpp/include/radam/schedule.hpp",
+        "c.grad_scale = h.maximize ? -h.grad_scale : h.grad_scale;",
+        "c.grad_scale = h.grad_scale;",
+        LIKE_TORCH,
+    ),
+    Mutant(
+        "version counter not bumped",
+        "python/radam/torch/run.py",
+        "        torch.autograd.graph.increment_version(changed)",
+        "        del changed",
+        ("tests/test_torch_safety.py",),
+    ),
+    Mutant(
+        "step advanced on a skip for a gradient that is not finite",
+        "python/bindings/step.cpp",
+        'if (nonfinite == "raise") call->refuse_nonfinite(bad);',
+        'if (nonfinite == "raise") call->refuse_nonfinite(bad);\n        call->advance();',
+        ("tests/test_torch_safety.py",),
+    ),
+    Mutant(
+        "step advanced on a skip for GradScaler",
+        "python/radam/torch/optimizer.py",
+        "            self.skipped_steps += 1\n            return None",
+        "            self.skipped_steps += 1\n"
+        "            [entry['step'].add_(1) for entry in self.state.values()]\n"
+        "            return None",
+        ("tests/test_torch_amp.py",),
+    ),
+    Mutant(
+        "eps inside the root, in array operations",
+        "python/radam/_law.py",
+        '            n = n / (_sqrt(xp, (v_max if c["amsgrad"] else v) + c["eps_root"]) + c["eps"])',
+        '            n = n / _sqrt(xp, (v_max if c["amsgrad"] else v) + c["eps_root"] + c["eps"])',
+        ("tests/test_law_in_arrays.py",),
+    ),
+    Mutant(
+        "decay after the step, in array operations",
+        "python/radam/_law.py",
+        '        p = c["param_decay"] * p - c["step_size"] * n',
+        '        p = c["param_decay"] * (p - c["step_size"] * n)',
+        ("tests/test_law_in_arrays.py",),
+    ),
+    Mutant(
+        "float32 counts stick at 2^24",
+        "python/radam/torch/state.py",
+        "MOST_FLOAT32 = 2**24",
+        "MOST_FLOAT32 = 2**60",
+        ("tests/test_torch_state.py",),
+    ),
+    Mutant(
+        "moments of 16-bit parameters in 16 bits",
+        "python/radam/torch/state.py",
+        "    if dtype in (torch.bfloat16, torch.float16):\n        return torch.float32",
+        "    if dtype in (torch.bfloat16, torch.float16):\n        return dtype",
+        ("tests/test_torch_state.py",),
+    ),
+    Mutant(
+        "a state that does not fit is loaded half",
+        "python/radam/torch/optimizer.py",
+        "            loaded, groups = state.read(state_dict, self.param_groups)",
+        '            self.param_groups[0]["lr"] = state_dict["param_groups"][0]["lr"]\n'
+        "            loaded, groups = state.read(state_dict, self.param_groups)",
+        ("tests/test_torch_state.py",),
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the mutants that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    parser.add_argument("--list", action="store_true", help="print the names and end")
+    arguments = parser.parse_args(argv)
+    known = {mutant.name: mutant for mutant in MUTANTS}
+    if arguments.list:
+        print("\n".join(known))
+        return 0
+    for name in arguments.names:
+        if name not in known:
+            parser.error(f"{name!r} is none of: {', '.join(known)}")
+    chosen = [known[name] for name in arguments.names or known]
+
+    with tempfile.TemporaryDirectory(prefix="radam-mutants-") as folder:
+        tree = Path(folder) / "tree"
+        _copy(tree)
+        tests = tuple(sorted({test for mutant in chosen for test in mutant.tests}))
+        print(f"without a change: {' '.join(tests)}", flush=True)
+        if not (_build(tree) and _tests_pass(tree, tests)):
+            print("the tests fail without any change: mend that first")
+            return 1
+        survivors = [mutant.name for mutant in chosen if not _is_killed(tree, mutant)]
+    if survivors:
+        print(f"{len(survivors)} of {len(chosen)} survived: {', '.join(survivors)}")
+        return 1
+    print(f"all {len(chosen)} are killed")
+    return 0
+
+
+def _copy(tree: Path) -> None:
+    tree.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, tree / name)
+
+
+def _is_killed(tree: Path, mutant: Mutant) -> bool:
+    path = tree / mutant.path
+    whole = path.read_text(encoding="utf-8")
+    if whole.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.name}: its text stands {whole.count(mutant.old)} times in {mutant.path}, not once")
+    path.write_text(whole.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        if not _build(tree):
+            raise SystemExit(f"{mutant.name}: does not build; a mutant must be wrong, not broken")
+        killed = not _tests_pass(tree, mutant.tests)
+    finally:
+        path.write_text(whole, encoding="utf-8")
+    print(f"{'killed' if killed else 'SURVIVED'}: {mutant.name}", flush=True)
+    return killed
+
+
+def _build(tree: Path) -> bool:
+    installed = tree.parent / "installed"
+    shutil.rmtree(installed, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps"]
+    command += ["--target", str(installed), "-C", f"build-dir={tree.parent / 'build'}", str(tree)]
+    built = subprocess.run(command, check=False, capture_output=True, text=True)
+    if built.returncode != 0:
+        print(built.stdout, built.stderr, sep="\n")
+    return built.returncode == 0
+
+
+def _tests_pass(tree: Path, tests: Sequence[str]) -> bool:
+    """Whether pytest passes; anything but that or a failed test (no such file, a crash of pytest) ends the program."""
+    environment = {**os.environ, "PYTHONPATH": str(tree.parent / "installed")}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    ended = subprocess.run(command, cwd=tree, env=environment, check=False, capture_output=True, text=True)
+    if ended.returncode not in (0, 1):
+        raise SystemExit(f"pytest ended with {ended.returncode}:\n{ended.stdout[-3000:]}{ended.stderr[-3000:]}")
+    if ended.returncode == 1 and "test_" not in ended.stdout:
+        raise SystemExit(ended.stdout)
+    return ended.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
