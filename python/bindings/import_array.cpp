@@ -7,10 +7,6 @@
 
 #include <atomic>
 #include <cstring>
-#include <mutex>
-#include <unordered_map>
-
-#include "dlpack.hpp"
 
 namespace nb = nanobind;
 
@@ -33,79 +29,7 @@ constexpr const char* accepted = "float64, float32, bfloat16 or float16";
     refuse_value(where, "is read-only, and a step writes to it; hand in a writable array (a copy of this one, say)");
 }
 
-std::string type_name(PyObject* object) {
-    const nb::object type = nb::borrow<nb::object>(reinterpret_cast<PyObject*>(Py_TYPE(object)));
-    return nb::cast<std::string>(nb::str(type.attr("__module__"))) + "." +
-           nb::cast<std::string>(nb::str(type.attr("__qualname__")));
-}
-
-}  // namespace
-
-struct Reader {
-    enum class Source { numpy, exchange, dlpack, buffer, jax, nothing } source;
-    const dlpack::ExchangeApi* api;  // where the source is exchange
-};
-
-namespace {
-
 using Source = Reader::Source;
-
-// The exchange functions describe the memory of a tensor and nothing else: a subclass that holds something besides, or
-// stands for something else, must not come in by its parent's. Parameter is the subclass that only has another name.
-const dlpack::ExchangeApi* exchange_api_of(PyTypeObject* type, const std::string& name) {
-    const nb::handle handle(reinterpret_cast<PyObject*>(type));
-    constexpr const char* attribute = "__dlpack_c_exchange_api__";
-    if (!nb::hasattr(handle, attribute)) return nullptr;
-    if (name != "torch.nn.parameter.Parameter" && !nb::cast<bool>(handle.attr("__dict__").attr("__contains__")(attribute)))
-        return nullptr;
-    const nb::object capsule = handle.attr(attribute);
-    if (!PyCapsule_IsValid(capsule.ptr(), dlpack::exchange_capsule)) return nullptr;
-    // The table lives as long as the process.
-    auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::exchange_capsule));
-    while (api != nullptr && api->major != 1) api = api->previous;
-    return api != nullptr && api->tensor_from_object != nullptr ? api : nullptr;
-}
-
-// Whether it is a subclass of PyTorch's tensor that stands for something else than its own memory.
-bool is_wrapper(PyTypeObject* type) {
-    constexpr const char* attribute = "__torch_dispatch__";
-    const nb::handle handle(reinterpret_cast<PyObject*>(type));
-    if (!nb::hasattr(handle, attribute)) return false;
-    for (const nb::handle base : handle.attr("__mro__"))
-        if (nb::cast<std::string>(base.attr("__module__")) == "torch" &&
-            nb::cast<std::string>(base.attr("__qualname__")) == "Tensor")
-            return !nb::object(handle.attr(attribute)).is(base.attr(attribute));
-    return false;
-}
-
-// Found once per type; the types are kept alive, so that no other takes their address.
-const Reader& known_reader(PyObject* object) {
-    static std::mutex mutex;
-    static auto& known = *new std::unordered_map<PyTypeObject*, Reader>;
-    PyTypeObject* const type = Py_TYPE(object);
-    {
-        const std::lock_guard lock(mutex);
-        if (const auto found = known.find(type); found != known.end()) return found->second;
-    }
-    Reader reader{Source::nothing, nullptr};
-    const std::string name = type_name(object);
-    if (PyArray_Check(object))
-        reader.source = Source::numpy;
-    else if (name.rfind("jaxlib.", 0) == 0 || name.rfind("jax.", 0) == 0)
-        reader.source = Source::jax;
-    else if (is_wrapper(type))
-        reader.source = Source::nothing;
-    else if ((reader.api = exchange_api_of(type, name)) != nullptr)
-        reader.source = Source::exchange;
-    else if (PyObject_HasAttrString(reinterpret_cast<PyObject*>(type), "__dlpack__"))
-        reader.source = Source::dlpack;
-    else if (PyObject_CheckBuffer(object))
-        reader.source = Source::buffer;
-    const std::lock_guard lock(mutex);
-    const auto [place, is_new] = known.emplace(type, reader);
-    if (is_new) Py_INCREF(reinterpret_cast<PyObject*>(type));
-    return place->second;
-}
 
 // NumPy knows bfloat16 only as a type that a package (ml_dtypes) registers at run time.
 bool is_bfloat16(PyArray_Descr* descr) {
@@ -224,7 +148,8 @@ const Reader& Imports::reader_of(PyObject* object) {
     if (seen_[0].type == type) return *seen_[0].reader;
     if (seen_[1].type == type) return *seen_[1].reader;
     seen_[1] = seen_[0];
-    seen_[0] = {type, &known_reader(object)};
+    static constexpr Reader numpy{Source::numpy, nullptr};
+    seen_[0] = {type, PyArray_Check(object) ? &numpy : &known_reader(object)};
     return *seen_[0].reader;
 }
 
@@ -432,53 +357,6 @@ Counter Imports::add_counter(PyObject* object, const Where& where) {
     if (array.dtype == DType::fp64) return {array.data, Counter::Kind::fp64};
     if (array.dtype == DType::fp32) return {array.data, Counter::Kind::fp32};
     refuse_value(where, "must be float32 or float64");
-}
-
-namespace {
-
-template <class T>
-T loaded(const void* data) noexcept {
-    T value;
-    std::memcpy(&value, data, sizeof value);
-    return value;
-}
-
-constexpr std::int64_t most_int64 = std::int64_t{1} << 62, most_fp64 = std::int64_t{1} << 53,
-                       most_fp32 = std::int64_t{1} << 24;
-
-std::int64_t whole(double value, std::int64_t most) noexcept {
-    if (!(value >= 0.0 && value <= static_cast<double>(most))) return -1;
-    const std::int64_t count = static_cast<std::int64_t>(value);
-    return static_cast<double>(count) == value ? count : -1;
-}
-
-}  // namespace
-
-std::int64_t Counter::read() const noexcept {
-    switch (kind_) {
-        case Kind::fp64: return whole(loaded<double>(data_), most_fp64);
-        case Kind::fp32: return whole(static_cast<double>(loaded<float>(data_)), most_int64);
-        case Kind::int64: break;
-    }
-    return loaded<std::int64_t>(data_);
-}
-
-std::int64_t Counter::most() const noexcept {
-    switch (kind_) {
-        case Kind::fp64: return most_fp64 - 1;
-        case Kind::fp32: return most_fp32 - 1;
-        case Kind::int64: break;
-    }
-    return most_int64 - 1;
-}
-
-void Counter::write(std::int64_t count) const noexcept {
-    const auto store = [this](auto value) { std::memcpy(data_, &value, sizeof value); };
-    switch (kind_) {
-        case Kind::fp64: store(static_cast<double>(count)); break;
-        case Kind::fp32: store(static_cast<float>(count)); break;
-        case Kind::int64: store(count); break;
-    }
 }
 
 }  // namespace radam::python

@@ -10,10 +10,11 @@
 #include <string>
 #include <vector>
 
+#include "counter.hpp"
+#include "dlpack.hpp"
+#include "reader.hpp"
+
 namespace radam::python {
-namespace dlpack {
-struct Tensor;
-}
 
 // Which array of which parameter, for messages.
 struct Where {
@@ -34,27 +35,6 @@ struct Array {
     DType dtype = DType::fp32;
     Layout layout;
 };
-
-// How many steps a parameter has taken: an integer where the core keeps the count, a float where a framework does.
-class Counter {
-public:
-    enum class Kind { int64, fp64, fp32 };
-
-    Counter(void* data, Kind kind) : data_(data), kind_(kind) {}
-
-    // The count; -1 where the memory holds something else than a whole number of steps.
-    std::int64_t read() const noexcept;
-    // The largest count that its type can go on from.
-    std::int64_t most() const noexcept;
-    void write(std::int64_t count) const noexcept;
-
-private:
-    void* data_;
-    Kind kind_;
-};
-
-// How objects of one type are read.
-struct Reader;
 
 // What keeps the arrays of one call alive and in place, until release.
 class Imports {
