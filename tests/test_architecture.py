@@ -169,7 +169,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "torch/settings": {".._step", "..conventions"},
     "torch/unwrap": set(),
     "torch/state": {".settings"},
-    "torch/run": {".._law", ".._step", "..conventions", ".settings", ".unwrap"},
+    "torch/run": {".._law", ".._step", ".settings", ".state", ".unwrap"},
     "torch/op": set(),
     "torch/optimizer": {".._step", "..conventions", ".op", ".run", ".settings", ".state"},
     "torch/__init__": {".optimizer"},

@@ -106,6 +106,7 @@ class RAdam(torch.optim.Optimizer):
 
     def _set_up(self) -> None:
         self._turn = _step.Turn()
+        self._settings = settings.Settings(self.convention)
         self._handle = op.register(self)
         self._all_plain = True  # as far as the last step knows; only speed hangs on it
         self._step_supports_amp_scaling = self.fused_amp  # GradScaler asks for it
@@ -181,8 +182,6 @@ class RAdam(torch.optim.Optimizer):
 
     def _grad_scale(self) -> float | None:
         """Return what to multiply gradients by, or None where GradScaler found an inf."""
-        if not self.fused_amp:
-            return 1.0
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is not None and float(found_inf) != 0:
             self.skipped_steps += 1
@@ -190,21 +189,28 @@ class RAdam(torch.optim.Optimizer):
         return 1.0 if grad_scale is None else 1.0 / float(grad_scale)
 
     def _take_step(self) -> None:
-        scale = self._grad_scale()
+        scale = self._grad_scale() if self.fused_amp else 1.0
         if scale is None:
             return
+        happened: bool | None = None
+        if self._all_plain and not self._any_inference:
+            happened = run.as_they_are(self.param_groups, self.state, self._settings, self.nonfinite, scale)
+        if happened is None:
+            happened = self._take_careful_step(scale)
+        self.skipped_steps += not happened
+
+    def _take_careful_step(self, scale: float) -> bool:
+        """Step what has no state yet, or is no plain CPU tensor."""
         fresh = state.Fresh(self.state)
+        happened = False
         try:
             batches = self._batches(fresh, scale)
-            if not batches or self._run(batches):
-                return
-        except BaseException:
-            fresh.take_back()
-            self._note_params()
-            raise
-        fresh.take_back()
-        self._note_params()
-        self.skipped_steps += 1
+            happened = self._run(batches)
+        finally:
+            if not happened:
+                fresh.take_back()
+                self._note_params()
+        return happened
 
     def _batches(self, fresh: state.Fresh, scale: float) -> list[run.Batch]:
         """Return the parameters that have a gradient, with their states, which are made where they are missing."""
@@ -217,24 +223,17 @@ class RAdam(torch.optim.Optimizer):
                 fresh.add(group, found[-2])
                 self._note_params()
                 found = _step.collect(group["params"], self.state, state.KEYS)
-            grads, exp_avgs, exp_avg_sqs, steps, _, count = found
-            whole = count == len(group["params"])
-            batches.append(run.Batch(number, group, group["params"], grads, exp_avgs, exp_avg_sqs, steps, scale, whole))
+            grads, exp_avgs, exp_avg_sqs, steps, _, _ = found
+            batches.append(run.Batch(number, group, group["params"], grads, exp_avgs, exp_avg_sqs, steps, scale))
         return batches
 
     def _run(self, batches: list[run.Batch]) -> bool:
         if self._any_inference and not torch.is_inference_mode_enabled():
             _refuse_inference(batches)
-        special = any(batch.group["differentiable"] or batch.group["capturable"] for batch in batches)
-        if self._all_plain and not special:
-            try:
-                return run.as_they_are(batches, self.convention, self.nonfinite)
-            except (TypeError, ValueError, RuntimeError):
-                pass  # nothing has changed, and what is wrong, or only unusual, shows below
         if run.any_fake(batches):
             self._step_as_operator(batches)
             return True
-        self._all_plain = not special and run.all_plain(batches)
+        self._all_plain = run.all_plain(batches)
         return self._run_apart(batches)
 
     def _run_apart(self, batches: list[run.Batch]) -> bool:
@@ -242,7 +241,7 @@ class RAdam(torch.optim.Optimizer):
             _check_capturable(batch)
             batch.steps = state.mended_counts(self.state, batch.group["params"], batch.steps)
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            return run.taken_apart(batches, self.convention, self.nonfinite)
+            return run.taken_apart(batches, self._settings, self.nonfinite)
 
     def _watched_step(self) -> None:
         """Step while a mode of PyTorch's watches, or replaces, every operation."""
@@ -261,6 +260,8 @@ class RAdam(torch.optim.Optimizer):
             items = [item for batch in batches for item in run.items_of(batch)]
             places = [number for item in items for number in (item.batch.number, item.place)]
             op.step_(*(list(column) for column in zip(*(item.memory for item in items))), places, self._handle)
+        # Of DTensors and the like the operator saw only what they hold.
+        torch.autograd.graph.increment_version([tensor for batch in batches for tensor in batch.changed()])
 
     def _traced_step(self) -> None:
         """Step in a graph that torch.compile makes: the states that are missing, then one operator.
@@ -295,13 +296,13 @@ class RAdam(torch.optim.Optimizer):
                 column[place] = tensor
         self._opt_called = True
         with self._turn:
-            scale = self._grad_scale()
+            scale = self._grad_scale() if self.fused_amp else 1.0
             if scale is None:
                 return
             batches = []
             for number, (params, grads, exp_avgs, exp_avg_sqs, steps) in columns.items():
                 group = self.param_groups[number]
-                batches.append(run.Batch(number, group, params, grads, exp_avgs, exp_avg_sqs, steps, scale, False))
+                batches.append(run.Batch(number, group, params, grads, exp_avgs, exp_avg_sqs, steps, scale))
             if not self._run_apart(batches):
                 self.skipped_steps += 1
         self.state.update(fresh)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .. import _law, _step
-from ..conventions import Convention
-from . import settings
-from .unwrap import Memory, is_native, memory_of
+from .settings import Settings
+from .state import KEYS
+from .unwrap import Memory, agreed, is_native, memory_of, meshes_of
 
 Lists = Sequence[Sequence[Any]]
 
@@ -30,25 +32,18 @@ class Batch:
     exp_avg_sqs: Sequence[Any]
     steps: Sequence[Any]
     grad_scale: float = 1.0
-    whole: bool = True  # every parameter has a gradient
 
     def lists(self) -> Lists:
         """Return what differs from parameter to parameter."""
         return self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, self.steps
 
-    def plan(self, convention: Convention, lists: Lists) -> tuple[Any, ...]:
+    def plan(self, settings: Settings, lists: Lists) -> tuple[Any, ...]:
         """Return what the core takes for the group, with these lists."""
-        hyperparameters = settings.hyperparameters(self.group, convention, self.grad_scale)
-        names = self.group.get("param_names")
-        params, grads, exp_avgs, exp_avg_sqs, steps = (tuple(entries) for entries in lists)
-        names = None if names is None else tuple(names)
-        return (hyperparameters, None, params, grads, exp_avgs, exp_avg_sqs, None, steps, names)
+        return _plan(settings.of(self.group, self.grad_scale), self.group, *map(tuple, lists))
 
     def changed(self) -> list[Tensor]:
         """Return the parameters and moments that a step writes."""
         written = (self.params, self.exp_avgs, self.exp_avg_sqs)
-        if self.whole:
-            return [*self.params, *self.exp_avgs, *self.exp_avg_sqs]
         return [tensor for tensors in written for tensor, grad in zip(tensors, self.grads) if grad is not None]
 
 
@@ -66,30 +61,81 @@ class Item:
         return f"parameter {self.place} of group {self.batch.number}"
 
 
-def as_they_are(batches: Sequence[Batch], convention: Convention, nonfinite: str) -> bool:
-    """Step plain CPU tensors in one native call; an error that changes nothing where something else is among them."""
-    plans = tuple(batch.plan(convention, batch.lists()) for batch in batches)
-    return _step.step(plans, nonfinite, _version_bump(batches))
+def _plan(
+    hyperparameters: _step.Hyperparameters,
+    group: Mapping[str, Any],
+    params: tuple[Any, ...],
+    grads: tuple[Any, ...],
+    exp_avgs: tuple[Any, ...],
+    exp_avg_sqs: tuple[Any, ...],
+    steps: tuple[Any, ...],
+) -> tuple[Any, ...]:
+    names = group.get("param_names")
+    names = None if names is None else tuple(names)
+    return (hyperparameters, None, params, grads, exp_avgs, exp_avg_sqs, None, steps, names)
 
 
-def taken_apart(batches: Sequence[Batch], convention: Convention, nonfinite: str) -> bool:
+def as_they_are(
+    groups: Sequence[Mapping[str, Any]], state: Any, settings: Settings, nonfinite: str, grad_scale: float
+) -> bool | None:
+    """Step plain CPU tensors in one native call; None, and nothing changed, where they are not all that.
+
+    Every step begins here, so it is written for few tensors as well as for many: no objects, no second look.
+    """
+    plans: list[tuple[Any, ...]] = []
+    changed: list[Tensor] = []
+    try:
+        for group in groups:
+            params = group["params"]
+            grads, exp_avgs, exp_avg_sqs, steps, fresh, count = _step.collect(params, state, KEYS)
+            if fresh or (count and (group["differentiable"] or group["capturable"])):
+                return None
+            if not count:
+                plans.append(_NOTHING)  # keeps its place, by which messages call it
+                continue
+            hyperparameters = settings.of(group, grad_scale)
+            plans.append(_plan(hyperparameters, group, tuple(params), grads, exp_avgs, exp_avg_sqs, steps))
+            written = (params, exp_avgs, exp_avg_sqs)
+            if count == len(params):
+                for tensors in written:
+                    changed += tensors
+            else:
+                changed += [t for tensors in written for t, grad in zip(tensors, grads) if grad is not None]
+        return not changed or _step.step(tuple(plans), nonfinite, partial(increment_version, changed))
+    except (TypeError, ValueError, RuntimeError):
+        return None  # what is wrong, or only unusual, shows when each tensor is looked at
+
+
+_NOTHING = (_step.Hyperparameters(lr=0.0, beta1=0.0, beta2=0.0, eps=0.0), None, (), (), (), (), None, (), None)
+
+
+def taken_apart(batches: Sequence[Batch], settings: Settings, nonfinite: str) -> bool:
     """Step tensors of any kind: complex, distributed, subclasses, on other devices, the same one twice."""
     items = [item for batch in batches for item in items_of(batch)]
     kernel = [item for item in items if not item.batch.group["differentiable"] and all(map(is_native, item.memory))]
     by_kernel = set(map(id, kernel))
     by_law = [item for item in items if id(item) not in by_kernel]
-    if nonfinite != "propagate" and not all(_is_finite(item, nonfinite) for item in by_law):
-        return False
-    pending = [_LawStep(item, convention) for item in by_law]
+    pending = [_LawStep(item, settings) for item in by_law]
+    if nonfinite != "propagate":
+        meshes = meshes_of(tensor for batch in batches for tensor in batch.changed())
+        if not _are_finite(items if meshes else by_law, meshes, nonfinite):
+            return False
+        if meshes:
+            nonfinite = "propagate"  # decided, for all processes
 
-    bump: Callable[[], None] | None = _version_bump(batches)
+    changed = [tensor for batch in batches for tensor in batch.changed()]
+    bump: Callable[[], None] | None = partial(increment_version, changed)
+    if not kernel:
+        increment_version(changed)
     for turn in _turns(kernel):
         lists: dict[int, Any] = {id(batch): [[None] * len(batch.params) for _ in Memory._fields] for batch in batches}
         for item in turn:
             for column, tensor in zip(lists[id(item.batch)], item.memory):
                 column[item.place] = tensor
-        plans = tuple(batch.plan(convention, lists[id(batch)]) for batch in batches)
-        if not _step.step(plans, nonfinite, bump):
+        plans = [_NOTHING] * (1 + max(batch.number for batch in batches))
+        for batch in batches:
+            plans[batch.number] = batch.plan(settings, lists[id(batch)])
+        if not _step.step(tuple(plans), nonfinite, bump):
             return False
         bump = None
     for step in pending:
@@ -136,29 +182,20 @@ def _turns(items: Sequence[Item]) -> list[list[Item]]:
     return turns
 
 
-def _version_bump(batches: Sequence[Batch]) -> Callable[[], None]:
-    """Return what tells autograd of the change: a backward through an old value must fail. It runs just before it."""
-
-    def bump() -> None:
-        changed = [tensor for batch in batches for tensor in batch.changed()]
-        torch.autograd.graph.increment_version(changed)
-
-    return bump
-
-
-def _is_finite(item: Item, nonfinite: str) -> bool:
-    finite = bool(torch.isfinite(item.memory.grad).all())
+def _are_finite(items: Sequence[Item], meshes: Sequence[Any], nonfinite: str) -> bool:
+    """Whether these gradients are, in all processes of the meshes; nonfinite="raise" raises if not."""
+    bad = next((item for item in items if not bool(torch.isfinite(item.memory.grad).all())), None)
+    finite = agreed(bad is None, meshes)
     if not finite and nonfinite == "raise":
-        raise FloatingPointError(
-            f"the gradient of {item.name} holds an inf or a NaN; nothing was changed (nonfinite='raise')"
-        )
+        whose = f"the gradient of {bad.name}" if bad else "a gradient in another process"
+        raise FloatingPointError(f"{whose} holds an inf or a NaN; nothing was changed (nonfinite='raise')")
     return finite
 
 
 class _LawStep:
     """A step in tensor operations: where it is differentiated, and on devices without a kernel."""
 
-    def __init__(self, item: Item, convention: Convention) -> None:
+    def __init__(self, item: Item, settings: Settings) -> None:
         """Check everything; take() only computes."""
         self._memory, self._group = item.memory, item.batch.group
         param, lr = item.memory.param, self._group["lr"]
@@ -175,9 +212,7 @@ class _LawStep:
         wide = param.dtype is torch.float64
         self._dtype = torch.float64 if wide else torch.float32
         is_traced = isinstance(lr, Tensor) and lr.requires_grad and torch.is_grad_enabled()
-        hyperparameters = settings.hyperparameters(
-            self._group, convention, item.batch.grad_scale, lr=1.0 if is_traced else None
-        )
+        hyperparameters = settings.of(self._group, item.batch.grad_scale, lr=1.0 if is_traced else None)
         c: Mapping[str, Any] = _step.coefficients(hyperparameters, self._t, "float64" if wide else "float32")
         self._c = _law.at_learning_rate(c, lr.reshape(()), float(self._group["weight_decay"])) if is_traced else c
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,22 +38,41 @@ def check(group: Mapping[str, Any]) -> None:
 
 def is_decoupled(group: Mapping[str, Any], convention: Convention) -> bool:
     """Resolve the decay; a weight_decay of 0 leaves the choice to the convention."""
-    weight_decay = float(group["weight_decay"])
-    wanted = group["decoupled_weight_decay"]
+    return _is_decoupled(convention, group["decoupled_weight_decay"], float(group["weight_decay"]))
+
+
+def _is_decoupled(convention: Convention, wanted: Any, weight_decay: float) -> bool:
     return convention.is_decoupled(bool(wanted) if wanted or weight_decay else None, weight_decay)
 
 
-def hyperparameters(
-    group: Mapping[str, Any], convention: Convention, grad_scale: float = 1.0, lr: float | None = None
-) -> Hyperparameters:
-    """Return what the core takes, with Tensors read as they are now; ValueError where a number is out of range."""
-    beta1, beta2 = group["betas"]
-    return convention.hyperparameters(
-        lr=float(group["lr"]) if lr is None else lr,
-        betas=(float(beta1), float(beta2)),
-        eps=float(group["eps"]),
-        weight_decay=float(group["weight_decay"]),
-        decoupled_weight_decay=is_decoupled(group, convention),
-        maximize=bool(group["maximize"]),
-        grad_scale=grad_scale,
-    )
+class Settings:
+    """Makes what the core takes of a group, and remembers what it made last."""
+
+    def __init__(self, convention: Convention) -> None:
+        def make(
+            lr: float, betas: tuple[float, float], eps: float, decay: float, decoupled: Any, maximize: Any, scale: float
+        ) -> Hyperparameters:
+            return convention.hyperparameters(
+                lr=lr,
+                betas=betas,
+                eps=eps,
+                weight_decay=decay,
+                decoupled_weight_decay=_is_decoupled(convention, decoupled, decay),
+                maximize=bool(maximize),
+                grad_scale=scale,
+            )
+
+        self._make = functools.lru_cache(maxsize=64)(make)
+
+    def of(self, group: Mapping[str, Any], grad_scale: float = 1.0, lr: float | None = None) -> Hyperparameters:
+        """Return the hyperparameters with Tensors read as they are now; ValueError where a number is out of range."""
+        beta1, beta2 = group["betas"]
+        return self._make(
+            float(group["lr"]) if lr is None else lr,
+            (float(beta1), float(beta2)),
+            float(group["eps"]),
+            float(group["weight_decay"]),
+            group["decoupled_weight_decay"],
+            group["maximize"],
+            grad_scale,
+        )

@@ -75,6 +75,8 @@ class Fresh:
         """Forget what was made."""
         for param, keys in reversed(self._made):
             entry = self._state.get(param, {})
+            if "step" in entry and float(entry["step"]) != 0:
+                continue  # it did happen, and a Ctrl-C came right after it
             for key in keys:
                 entry.pop(key, None)
             if not entry:
@@ -201,6 +203,8 @@ def _read_moment(value: Any, what: str, param: Tensor, is_square: bool) -> Tenso
             "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
         )
     with torch.no_grad():
+        if hasattr(param, "placements"):  # copy_ refuses some changes of them
+            value = value.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
         made = new_moment(param).copy_(value)
     on_cpu = type(made) is Tensor and made.device.type == "cpu"
     if is_square and on_cpu and bool((torch.view_as_real(made) if made.is_complex() else made).lt(0).any()):

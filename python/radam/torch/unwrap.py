@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -49,23 +50,45 @@ def memory_of(tensors: Memory, name: str) -> Memory:
 def _local(tensors: Memory, name: str) -> Memory:
     """Return the local shards of DTensors, the gradient's placed as the parameter's."""
     distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is None or not isinstance(tensors.param, distributed.DTensor):
+    sharded = [distributed is not None and isinstance(tensor, distributed.DTensor) for tensor in tensors[:-1]]
+    if distributed is None or not any(sharded):
         return tensors
+    if not all(sharded):
+        kinds = ", ".join(f"{role} is a {type(x).__name__}" for role, x in zip(Memory._fields[:-1], tensors))
+        raise RuntimeError(f"{name}: got mixed torch.Tensor and DTensor ({kinds}); all of them must be of one kind")
 
     def placing(tensor: Any) -> Any:
         return tensor.device_mesh, tensor.placements
 
-    wanted: Any = placing(tensors.param)
+    pieces: Any = tensors[:-1]
+    wanted = placing(tensors.param)
     shards: dict[str, Tensor] = {}
-    for role, tensor in zip(Memory._fields, tensors[:-1]):
-        if not isinstance(tensor, distributed.DTensor):
-            raise ValueError(f"{role} of {name} is a {type(tensor).__name__}, the parameter a DTensor")
+    for role, tensor in zip(Memory._fields, pieces):
         if placing(tensor) != wanted:
             if role != "grad":
                 raise ValueError(f"{role} of {name} is placed {tensor.placements}, the parameter {wanted[1]}")
             tensor = tensor.redistribute(*wanted)
-        shards[role] = tensor.to_local()
+        shard = tensor.to_local()
+        shards[role] = shard.wait() if type(shard).__name__ == "AsyncCollectiveTensor" else shard
     return tensors._replace(**shards)
+
+
+def meshes_of(tensors: Iterable[Tensor]) -> list[Any]:
+    """Return the meshes of those that are DTensors, in the order in which they come."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is None:
+        return []
+    return list(dict.fromkeys(x.device_mesh for x in tensors if isinstance(x, distributed.DTensor)))
+
+
+def agreed(answer: bool, meshes: Iterable[Any]) -> bool:
+    """Return whether the answer is yes in every process of the meshes, all of which must ask."""
+    for mesh in meshes:
+        everywhere = torch.tensor([int(answer)], device=mesh.device_type)
+        for group in mesh.get_all_groups():
+            torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MIN, group=group)
+        answer = bool(everywhere.item())
+    return answer
 
 
 def _bare(tensor: Tensor) -> Tensor:
