@@ -1,4 +1,4 @@
-"""What is measured: the shapes of the parameters in each case, all of them float32."""
+"""What is measured: the shapes of the parameters in each case, and their dtype."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 
 Shapes = list[tuple[int, ...]]
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def in_four(elements: int) -> Shapes:
@@ -42,12 +44,14 @@ class Case:
         what: the same in words.
         full: makes the shapes.
         quick: makes smaller ones, to try the benchmark itself; their times mean nothing.
+        dtype: of the parameters and the gradients.
     """
 
     name: str
     what: str
     full: Callable[[], Shapes]
     quick: Callable[[], Shapes]
+    dtype: str = "float32"
 
     def shapes(self, quick: bool) -> Shapes:
         """Return the shapes, or the smaller ones."""
@@ -67,5 +71,12 @@ CASES = {
         Case("resnet50", "the 161 arrays of ResNet-50", resnet50, lambda: resnet50(width=8)),
         Case("1000x4096", "1000 arrays of 4096", lambda: [(4096,)] * 1000, lambda: [(4096,)] * 50),
         Case("1000x64", "1000 arrays of 64", lambda: [(64,)] * 1000, lambda: [(64,)] * 50),
+        Case(
+            "33.5M-bf16",
+            "33.5 M bfloat16 parameters in 4 arrays",
+            lambda: in_four(33_500_000),
+            lambda: in_four(1_000_000),
+            dtype="bfloat16",
+        ),
     )
 }

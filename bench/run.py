@@ -1,6 +1,6 @@
 """Measure a step of radam beside the limit of the machine's memory and PyTorch's optimizers, in one interleaved run.
 
-    python bench/run.py                        the whole run: some 5 minutes on 2 cores
+    python bench/run.py                        the whole run: some 7 minutes on 2 cores
     python bench/run.py --quick                the same with small arrays, to try it out; the times mean nothing
     python bench/run.py --cases 33.5M,1000x64
 
@@ -11,24 +11,23 @@ measures. PyTorch and Matplotlib are optional: `pip install ".[bench]"` has both
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gc
+import dataclasses
 import random
 import sys
 import time
-import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import radam
 import report
+import tables
 from cases import CASES, Case, Shapes, element_count
-from contestants import CONTESTANTS, WARM_UP_STEPS, Contestant, Step, ask_for_huge_pages, has_torch, set_threads
+from contestants import CONTESTANTS, WARM_UP_STEPS, Contestant, ask_for_huge_pages, has_torch, set_threads
+from front_ends import FRONT_ENDS, TORCH
 from machine import available_memory, describe_machine, warn_if_busy
+from measure import no_collection, peak_extra_bytes, rounds
 
-WARM_SECONDS = 0.02  # before each timed step: an idle thread of PyTorch's (libgomp) spins for up to 16 ms
-FEWEST_ROUNDS = 3
 MEMORY_SHARE = 0.85  # of what is free
 
 
@@ -37,9 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     chosen = [CONTESTANTS[name] for name in arguments.contestants]
     notes = []
-    if any(c.torch for c in chosen) and not has_torch():
-        notes.append('PyTorch is not installed, so that only radam and the limit run; pip install ".[bench]" has it.')
-        chosen = [c for c in chosen if not c.torch]
+    if _any_torch(chosen) and not has_torch():
+        notes.append('PyTorch is not installed, so that only NumPy arrays are measured; pip install ".[bench]" has it.')
+        chosen = [c for c in chosen if c.front_end is not TORCH]
+    cases = []
+    for case in (CASES[name] for name in arguments.cases):
+        if any(case.dtype in c.front_end.dtypes for c in chosen):
+            cases.append(case)
+        else:
+            notes.append(f"{case.name} is left out: no contestant of this run takes {case.dtype} arrays.")
+    if not cases:
+        raise SystemExit("nothing to measure: " + " ".join(notes))
     if arguments.huge_pages:
         ask_for_huge_pages()
     if arguments.quick:
@@ -51,22 +58,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)  # rather fail now than after the run
     began = time.perf_counter()
     found: dict[str, Any] = {
-        "radam_bench": 1,
-        "machine": describe_machine(with_torch=any(c.torch for c in chosen)),
+        "radam_bench": report.FORMAT,
+        "machine": describe_machine(with_torch=_any_torch(chosen)),
         "command": report.command(sys.argv[1:] if argv is None else argv),
         "quick": arguments.quick,
         "seed": arguments.seed,
         "notes": notes,
-        "cases": [
-            _measure(CASES[name], chosen, arguments, random.Random(f"{arguments.seed} {name}"))
-            for name in arguments.cases
-        ],
+        "front_ends": [],
+        "cases": [_measure(case, chosen, arguments, random.Random(f"{arguments.seed} {case.name}")) for case in cases],
     }
+    found["front_ends"] = _front_ends(found["cases"])
     found["seconds"] = round(time.perf_counter() - began, 1)
-    print(report.markdown(found))
+    print(tables.markdown(found))
     for path in report.write(found, arguments.output):
         _say(f"wrote {path}")
     return 0
+
+
+def _any_torch(contestants: Sequence[Contestant]) -> bool:
+    return any(c.front_end is TORCH for c in contestants)
+
+
+def _front_ends(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return who took part, and with whom each is compared."""
+    seen = {name for case in cases for name in case["least_moved_bytes"]}
+    found = []
+    for front_end in FRONT_ENDS:
+        names = [c.name for c in CONTESTANTS.values() if c.front_end is front_end and c.name in seen]
+        if names:
+            found.append({**dataclasses.asdict(front_end), "contestants": names})
+    return found
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -116,7 +137,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=names(list(CONTESTANTS)),
         default=list(CONTESTANTS),
         metavar="A,B",
-        help=f"of: {', '.join(CONTESTANTS)}; default: all; limit and radam always run",
+        help=f"of: {', '.join(CONTESTANTS)}; default: all; the limit and radam on the same kind of arrays always run",
     )
     add("--huge-pages", action="store_true", help="let PyTorch ask Linux for huge pages, as NumPy always does")
     add("--threads", type=threads, default="1,all", metavar="N,M", help=f"default: 1,all (all is {cores} here)")
@@ -135,7 +156,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments.output = arguments.output or Path(__file__).parent / "results" / (
         "quick" if arguments.quick else "latest"
     )
-    wanted = {"limit", "radam", *arguments.contestants}
+    front_ends = [CONTESTANTS[name].front_end for name in arguments.contestants]
+    wanted = {*arguments.contestants, *(name for fe in front_ends for name in (fe.limit, fe.radam))}
     arguments.contestants = [name for name in CONTESTANTS if name in wanted]
     return arguments
 
@@ -145,12 +167,13 @@ def _measure(
 ) -> dict[str, Any]:
     shapes = case.shapes(arguments.quick)
     contestants, left_out = _those_that_fit(case, shapes, chosen)
-    _say(f"{case.name}: {element_count(shapes):,} parameters in {len(shapes)} arrays")
+    _say(f"{case.name}: {element_count(shapes):,} {case.dtype} parameters in {len(shapes)} arrays")
     for name, reason in left_out.items():
         _say(f"  without {name}: {reason}")
-    torch_too = any(c.torch for c in contestants)
+    torch_too = _any_torch(contestants)
     set_threads(max(arguments.threads), torch_too)
-    steps = {c.name: c.make(shapes) for c in contestants}
+    front_ends = {c.name: c.front_end for c in contestants}
+    steps = {c.name: c.make(shapes, case.dtype) for c in contestants}
     for step in steps.values():
         for _ in range(WARM_UP_STEPS):
             step()
@@ -158,18 +181,22 @@ def _measure(
     runs = []
     for count in arguments.threads:
         set_threads(count, torch_too)
-        with _no_collection():
-            times = _rounds(steps, arguments.rounds, arguments.seconds, order)
-        runs.append({"threads": count, "contestants": report.summaries(times, len(shapes))})
+        with no_collection():
+            times = rounds(steps, front_ends, arguments.rounds, arguments.seconds, order)
+        runs.append({"threads": count, "contestants": report.summaries(times, front_ends, len(shapes))})
         medians = (f"{name} {1e3 * found['median_s']:.3g}" for name, found in runs[-1]["contestants"].items())
         _say(f"  {count} thread{'s' * (count > 1)}, ms: " + ", ".join(medians))
     return {
         "name": case.name,
         "what": case.what,
+        "dtype": case.dtype,
         "tensors": len(shapes),
         "parameters": element_count(shapes),
         "left_out": left_out,
-        "radam_peak_extra_bytes": _peak_extra_bytes(steps["radam"]),
+        "least_moved_bytes": {c.name: c.least_moved_bytes(case.dtype) for c in contestants},
+        "peak_extra_bytes": {
+            c.name: peak_extra_bytes(steps[c.name]) for c in contestants if c.name == c.front_end.radam
+        },
         "runs": runs,
     }
 
@@ -182,76 +209,25 @@ def _those_that_fit(
     contestants: list[Contestant] = []
     left_out: dict[str, str] = {}
     for contestant in chosen:
+        if case.dtype not in contestant.front_end.dtypes:
+            continue
         together = [*contestants, contestant]
-        needed = sum(c.lasting_bytes(shapes) for c in together) + max(c.passing_bytes(shapes) for c in together)
+        needed = sum(c.lasting_bytes(shapes, case.dtype) for c in together)
+        needed += max(c.passing_bytes(shapes, case.dtype) for c in together)
         if free is not None and needed > MEMORY_SHARE * free:
             left_out[contestant.name] = (
                 f"with it {needed / 1e9:.1f} GB would be needed; {MEMORY_SHARE * free / 1e9:.1f} GB may be taken"
             )
         else:
             contestants.append(contestant)
-    if not {"limit", "radam"} <= {c.name for c in contestants}:
+    for contestant in list(contestants):
+        missing = [name for name in (contestant.front_end.limit, contestant.front_end.radam) if name in left_out]
+        if missing:
+            left_out[contestant.name] = f"{missing[0]}, with which it is compared, is left out"
+            contestants.remove(contestant)
+    if not contestants:
         raise SystemExit(f"{case.name}: too little memory even for radam and the limit: {left_out}")
     return contestants, left_out
-
-
-def _rounds(steps: dict[str, Step], most: int, seconds: float, order: random.Random) -> dict[str, dict[int, float]]:
-    """Return the seconds of a step by contestant and round. In a round each takes one turn, in an order drawn anew."""
-    turns = {}
-    for name, step in steps.items():
-        began = time.perf_counter()
-        _turn(step)
-        turns[name] = time.perf_counter() - began
-    # Who takes long sits rounds out, so that the time goes to those that are close to each other.
-    every = {name: max(1, min(10, round(turn / (3 * turns["limit"])))) for name, turn in turns.items()}
-    every["radam"] = 1
-
-    times: dict[str, dict[int, float]] = {name: {} for name in steps}
-    began = time.perf_counter()
-    for round_ in range(most):
-        if round_ >= FEWEST_ROUNDS and time.perf_counter() - began > seconds:
-            break
-        names = [name for name in steps if round_ % every[name] == 0 or round_ < FEWEST_ROUNDS]
-        order.shuffle(names)
-        for name in names:
-            times[name][round_] = _turn(steps[name])
-    return times
-
-
-def _turn(step: Step) -> float:
-    """Return the seconds of one step, after steps that are not timed, until what ran before it has left the cores."""
-    began = time.perf_counter()
-    while True:
-        step()
-        if time.perf_counter() - began >= WARM_SECONDS:
-            break
-    start = time.perf_counter_ns()
-    step()
-    return (time.perf_counter_ns() - start) * 1e-9
-
-
-def _peak_extra_bytes(step: Step) -> int:
-    """Return what a step takes from Python's and NumPy's allocators at its peak."""
-    tracemalloc.start()
-    try:
-        step()
-        before, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
-        step()
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector out of the timed steps, as timeit does."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _say(text: str) -> None:

@@ -61,12 +61,14 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
     assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
 
 
-def test_the_bench_table_has_its_figures() -> None:
-    between = README.partition("<!-- bench table -->")[2].partition("<!-- end of bench table -->")
-    assert between[1], "the markers that the table stands between are gone"
-    assert "| case | radam | limit | ratio | torch RAdam default | foreach | torch fused AdamW |" in between[0]
-    rows = [line.split("|")[1:-1] for line in between[0].splitlines() if "thread" in line]
-    assert len(rows) >= 5
-    for row in rows:
-        radam_ms, limit_ms, ratio = (float(cell.strip(" *")) for cell in row[1:4])
-        assert radam_ms / limit_ms == pytest.approx(ratio, rel=0.05)
+def test_the_bench_table_is_that_of_the_run_that_is_linked_below_it() -> None:
+    table, end, below = README.partition("<!-- bench table -->")[2].partition("<!-- end of bench table -->")
+    assert end, "the markers that the table stands between are gone"
+    linked = re.search(r"\]\((bench/results/[^)]+)\.md\)", below)
+    assert linked, "no link to a run below the table"
+    command = [sys.executable, str(ROOT / "bench/report.py"), str(ROOT / f"{linked[1]}.json")]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert printed.returncode == 0, printed.stderr
+    assert table.strip("\n") == printed.stdout.strip("\n")
+    assert table.count("radam.torch") >= 1
+    assert table.count(", 1 thread |") >= 5

@@ -1,0 +1,27 @@
+"""The kinds of arrays that are measured, each with a limit and a radam of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontEnd:
+    """One kind of arrays: a contestant is compared with the limit and with radam on the same kind as its own.
+
+    Args:
+        name: how the report calls the arrays.
+        limit: the contestant that is the limit.
+        radam: the contestant that is radam.
+        dtypes: of the cases that it takes.
+    """
+
+    name: str
+    limit: str
+    radam: str
+    dtypes: tuple[str, ...]
+
+
+TORCH = FrontEnd("PyTorch tensors", "limit on torch tensors", "radam.torch", ("float32", "bfloat16"))
+NUMPY = FrontEnd("NumPy arrays", "limit", "radam", ("float32",))
+FRONT_ENDS = (TORCH, NUMPY)  # in the order of the report
