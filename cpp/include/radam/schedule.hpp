@@ -100,7 +100,12 @@ struct ScheduledStep {
     Coefficients<float> f32;
 };
 
-// fp32 arithmetic: float(beta) and float(1 - beta) do not add up to one; beta_low holds what is missing.
+// The largest number below x > 0; zero for zero.
+RADAM_INLINE float next_below(float x) noexcept { return x * 0x1.fffffep-1f; }
+RADAM_INLINE double next_below(double x) noexcept { return x * 0x1.fffffffffffffp-1; }
+
+// fp32 arithmetic: float(beta) and float(1 - beta) do not add up to one; beta_low holds what is missing. That of beta2 is
+// always above zero: v is infinite once the square of a finite gradient was, and 0 * inf or inf - inf would be NaN.
 // v is flushed only where the rounded eps, or eps_root, hides any v below the smallest normal number: where that is
 // less than half an ulp of eps after the root, or of eps_root before it.
 RADAM_INLINE Coefficients<float> round_to_float(const Coefficients<double>& c) noexcept {
@@ -110,8 +115,10 @@ RADAM_INLINE Coefficients<float> round_to_float(const Coefficients<double>& c) n
     f.beta1 = static_cast<float>(c.beta1);
     f.beta1_low = static_cast<float>(c.beta1 - static_cast<double>(f.beta1));
     f.one_minus_beta1 = static_cast<float>(c.one_minus_beta1);
-    f.beta2 = static_cast<float>(c.beta2);
-    f.beta2_low = static_cast<float>(c.beta2 - static_cast<double>(f.beta2));
+    const double beta2 = c.beta2 + c.beta2_low;
+    f.beta2 = static_cast<float>(beta2);
+    if (static_cast<double>(f.beta2) >= beta2) f.beta2 = next_below(f.beta2);
+    f.beta2_low = static_cast<float>(beta2 - static_cast<double>(f.beta2));
     f.one_minus_beta2 = static_cast<float>(c.one_minus_beta2);
     f.nesterov_m = static_cast<float>(c.nesterov_m);
     f.nesterov_g = static_cast<float>(c.nesterov_g);
@@ -154,8 +161,8 @@ RADAM_INLINE ScheduledStep schedule(const Hyperparameters& h, std::int64_t t) no
     c.beta1 = h.beta1;
     c.beta1_low = 0.0;
     c.one_minus_beta1 = 1.0 - h.beta1;
-    c.beta2 = h.beta2;
-    c.beta2_low = 0.0;
+    c.beta2 = next_below(h.beta2);
+    c.beta2_low = h.beta2 - c.beta2;
     c.one_minus_beta2 = 1.0 - h.beta2;
     c.nesterov_m = h.nesterov ? h.beta1 * bc1 / one_minus_power(h.beta1, t + 1) : 1.0;
     c.nesterov_g = h.nesterov ? 1.0 - h.beta1 : 0.0;

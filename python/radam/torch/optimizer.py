@@ -102,9 +102,14 @@ class RAdam(torch.optim.Optimizer):
         self.fused_amp = fused_amp
         self.skipped_steps = 0
         self._set_up()
+        self._is_made = False
         super().__init__(params, defaults)
+        self._is_made = True
+        for group in self.param_groups:
+            self._warn_if_never_rectified(group)
 
     def _set_up(self) -> None:
+        self._is_made = True
         self._turn = _step.Turn()
         self._settings = settings.Settings(self.convention)
         self._handle = op.register(self)
@@ -119,7 +124,8 @@ class RAdam(torch.optim.Optimizer):
             [self.state[p] if p in self.state else made.setdefault(id(p), {}) for p in params]
             for params in self._params
         ]
-        self._any_inference = any(param.is_inference() for params in self._params for param in params)
+        with torch._C.DisableTorchFunctionSubclass():  # a lazy parameter refuses every question
+            self._any_inference = any(param.is_inference() for params in self._params for param in params)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters: a dict with "params" and any hyperparameters of its own.
@@ -131,16 +137,19 @@ class RAdam(torch.optim.Optimizer):
         group = self.param_groups.pop()
         settings.check(group)
         settings.is_decoupled(group, self.convention)
-        beta2 = float(group["betas"][1])
-        if not _step.rho_infinity(beta2) > self.convention.threshold:
-            warnings.warn(
-                f"with betas[1]={beta2} rho never exceeds {self.convention.threshold:g}, so that no step is ever "
-                "rectified",
-                UserWarning,
-                stacklevel=4,
-            )
         self.param_groups.append(group)
+        if self._is_made:
+            self._warn_if_never_rectified(group)
         self._note_params()
+
+    def _warn_if_never_rectified(self, group: Mapping[str, Any]) -> None:
+        beta2, threshold = float(group["betas"][1]), self.convention.threshold
+        if not _step.rho_infinity(beta2) > threshold:
+            warnings.warn(
+                f"with betas[1]={beta2} rho never exceeds {threshold:g}, so that no step is ever rectified",
+                UserWarning,
+                stacklevel=3,
+            )
 
     # ---- steps
 
@@ -392,7 +401,7 @@ def _check_capturable(batch: run.Batch) -> None:
     """Hold a capturable group to torch's rule."""
     if not batch.group["capturable"]:
         return
-    supported = _get_capturable_supported_devices()
+    supported = _get_capturable_supported_devices(supports_xla=not batch.group["foreach"])
     for param, step in zip(batch.params, batch.steps):
         if step is not None and not (param.device.type == step.device.type and param.device.type in supported):
             raise AssertionError(

@@ -23,16 +23,16 @@ def check(group: Mapping[str, Any]) -> None:
     lr, betas, eps, weight_decay = (group[key] for key in REQUIRED)
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError("Tensor lr must be 1-element")
-    if not lr >= 0.0:  # NaN too
+    if not 0.0 <= lr:  # noqa: SIM300  (torch's words for what is no number, and NaN too)
         raise ValueError(f"Invalid learning rate: {lr}")
-    if not eps >= 0.0:
+    if not 0.0 <= eps:  # noqa: SIM300
         raise ValueError(f"Invalid epsilon value: {eps}")
     for index in (0, 1):
         if isinstance(betas[index], Tensor) and betas[index].numel() != 1:
             raise ValueError(f"Tensor betas[{index}] must be 1-element")
         if not 0.0 <= betas[index] < 1.0:
             raise ValueError(f"Invalid beta parameter at index {index}: {betas[index]}")
-    if not weight_decay >= 0.0:
+    if not 0.0 <= weight_decay:  # noqa: SIM300
         raise ValueError(f"Invalid weight_decay value: {weight_decay}")
 
 

@@ -59,12 +59,15 @@ class Fresh:
         """Make the states that parameters of a group lack."""
         for i in indices:
             param = group["params"][i]
+            if param.grad.is_sparse:
+                raise RuntimeError("RAdam does not support sparse gradients")
             entry = self._state.get(param)
-            if entry:
-                present = [key for key in KEYS if key in entry]
-                if present:
-                    missing = next(key for key in KEYS if key not in entry)
-                    raise ValueError(f"the state of parameter {i} has {present[0]!r} but no {missing!r}")
+            present = [key for key in KEYS if key in (entry or ())]
+            if len(present) == len(KEYS):
+                continue  # the same parameter again
+            if present:
+                missing = next(key for key in KEYS if key not in present)
+                raise ValueError(f"the state of parameter {i} has {present[0]!r} but no {missing!r}")
             if entry is None:
                 entry = self._state[param] = {}
             made = create(param, group["capturable"])
