@@ -36,7 +36,9 @@ def built_wheel(session: nox.Session) -> str:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types and spelling."""
-    session.install("ruff==0.17.*", "mypy==2.*", "clang-format==23.*", "codespell==2.4.*", built_wheel(session))
+    session.install(
+        "ruff==0.17.*", "mypy==2.*", "clang-format==23.*", "codespell==2.4.*", "torch==2.13.0", built_wheel(session)
+    )
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     sources = [str(path) for folder in ("cpp", "python") for path in Path(folder).rglob("*.[hc]pp")]
@@ -61,6 +63,26 @@ def tests(session: nox.Session) -> None:
     """Test the installed wheel."""
     session.install(f"{built_wheel(session)}[test,demo]")
     session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def ecosystem(session: nox.Session) -> None:
+    """Test the installed wheel inside the libraries that people train with; some GB to install."""
+    session.install(f"{built_wheel(session)}[test]", "setuptools", "wheel", "ninja", "py-cpuinfo")
+    # DeepSpeed is a source archive that imports torch while it is built.
+    session.install("--no-build-isolation", "-r", "tests/ecosystem/requirements.txt")
+    session.run("pytest", "tests/ecosystem", *session.posargs)
+
+
+@nox.session(default=False)
+def mutants(session: nox.Session) -> None:
+    """Show that the tests fail on wrong optimizers; some minutes."""
+    session.install(
+        "scikit-build-core>=1.0", "nanobind>=3.0.1,<4", "cmake>=3.26", "ninja", f"{built_wheel(session)}[test]"
+    )
+    session.install("--no-deps", "pythran==0.19.*")  # for its xsimd headers alone
+    session.run("pip", "uninstall", "--yes", "radam")
+    session.run("python", "tests/mutants.py", *session.posargs)
 
 
 @nox.session(default=False)

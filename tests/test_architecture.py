@@ -168,9 +168,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     # A front end in a folder: what it has of the package, and, left of it in the folder, of its own.
     "torch/settings": {".._step", "..conventions"},
     "torch/unwrap": set(),
-    "torch/state": {".settings"},
+    "torch/state": {"..conventions", ".settings"},
     "torch/run": {".._law", ".._step", ".settings", ".state", ".unwrap"},
-    "torch/op": set(),
+    "torch/op": {"..conventions", ".run", ".settings"},
     "torch/optimizer": {".._step", "..conventions", ".op", ".run", ".settings", ".state"},
     "torch/__init__": {".optimizer"},
 }

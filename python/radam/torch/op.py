@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from ..conventions import Convention
+from . import run
+from .settings import LATER, REQUIRED, Settings
 
 Lists = Sequence[list[Tensor]]
 
@@ -40,23 +46,47 @@ def step_(
     steps: list[Tensor],
     places: list[int],
     optimizer: int,
+    settings: str,
 ) -> None:
     """Take one step in place.
-
-    The hyperparameters are not arguments: they are read from the optimizer when it runs, so that a compiled step
-    follows a learning-rate schedule without being compiled again.
 
     Args:
         params, grads, exp_avgs, exp_avg_sqs, steps: the tensors, in parallel lists.
         places: group and place in the group of each parameter, one after the other.
-        optimizer: what register gave.
+        optimizer: what register gave. Its settings are read when the operator runs, so that a compiled step follows a
+            learning-rate schedule without being compiled again.
+        settings: what recorded gave, or empty: the settings of a step that was recorded to run again without its
+            optimizer.
     """
+    lists = (params, grads, exp_avgs, exp_avg_sqs, steps)
+    pairs = zip(places[::2], places[1::2])
+    if settings:
+        _replay(json.loads(settings), pairs, lists)
+        return
     found: Steppable | None = _optimizers.get(optimizer)
     if found is None:
         raise RuntimeError("the optimizer of this step is gone; keep it alive as long as what was compiled with it")
-    found.step_tensors(zip(places[::2], places[1::2]), (params, grads, exp_avgs, exp_avg_sqs, steps))
+    found.step_tensors(pairs, lists)
 
 
 @step_.register_fake
 def _(*args: Any) -> None:
     """Tensors without values: there is nothing to step."""
+
+
+def recorded(groups: Sequence[Mapping[str, Any]], convention: Convention, nonfinite: str, grad_scale: float) -> str:
+    """Return the settings of now as a string, which an operator can take."""
+    entries = []
+    for group in groups:
+        entry = {key: group[key] for key in LATER} | {key: group[key] for key in REQUIRED}
+        for key in ("lr", "eps", "weight_decay"):
+            entry[key] = float(group[key])
+        entries.append({**entry, "betas": [float(beta) for beta in group["betas"]]})
+    fields = dataclasses.asdict(convention)
+    return json.dumps([entries, fields, nonfinite, grad_scale])
+
+
+def _replay(settings: Any, places: Iterable[tuple[int, int]], lists: Lists) -> None:
+    groups, fields, nonfinite, grad_scale = settings
+    batches = run.batches_of(groups, places, lists, grad_scale)
+    run.taken_apart(batches, Settings(Convention(**{**fields, "decay": tuple(fields["decay"])})), nonfinite)

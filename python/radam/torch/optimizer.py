@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _get_capturable_supported_devices
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _step
 from ..conventions import CONVENTIONS, Convention, find_convention
@@ -113,6 +113,7 @@ class RAdam(torch.optim.Optimizer):
         self._turn = _step.Turn()
         self._settings = settings.Settings(self.convention)
         self._handle = op.register(self)
+        self._opt_called = False
         self._all_plain = True  # as far as the last step knows; only speed hangs on it
         self._step_supports_amp_scaling = self.fused_amp  # GradScaler asks for it
 
@@ -125,7 +126,13 @@ class RAdam(torch.optim.Optimizer):
             for params in self._params
         ]
         with torch._C.DisableTorchFunctionSubclass():  # a lazy parameter refuses every question
-            self._any_inference = any(param.is_inference() for params in self._params for param in params)
+            self._any_inference = any(
+                tensor.is_inference()
+                for params, entries in zip(self._params, self._entries)
+                for param, entry in zip(params, entries)
+                for tensor in (param, *entry.values())
+                if isinstance(tensor, Tensor)
+            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters: a dict with "params" and any hyperparameters of its own.
@@ -177,12 +184,9 @@ class RAdam(torch.optim.Optimizer):
         if torch.compiler.is_compiling():
             self._traced_step()
         else:
+            with self._turn:
+                self._take_step()
             self._opt_called = True
-            if torch._C._len_torch_dispatch_stack() > 0 and not any(g["differentiable"] for g in self.param_groups):
-                self._watched_step()
-            else:
-                with self._turn:
-                    self._take_step()
         return loss
 
     # A scheduler wraps step, to see that it was called, unless step says that it notes this by itself. The wrapper is
@@ -202,7 +206,7 @@ class RAdam(torch.optim.Optimizer):
         if scale is None:
             return
         happened: bool | None = None
-        if self._all_plain and not self._any_inference:
+        if self._all_plain and not self._any_inference and torch._C._len_torch_dispatch_stack() == 0:
             happened = run.as_they_are(self.param_groups, self.state, self._settings, self.nonfinite, scale)
         if happened is None:
             happened = self._take_careful_step(scale)
@@ -239,38 +243,42 @@ class RAdam(torch.optim.Optimizer):
     def _run(self, batches: list[run.Batch]) -> bool:
         if self._any_inference and not torch.is_inference_mode_enabled():
             _refuse_inference(batches)
-        if run.any_fake(batches):
-            self._step_as_operator(batches)
-            return True
+        watched = torch._C._len_torch_dispatch_stack() > 0 and not any(b.group["differentiable"] for b in batches)
+        if batches and (watched or run.any_fake(batches)):
+            return self._run_watched(batches)
         self._all_plain = run.all_plain(batches)
         return self._run_apart(batches)
 
-    def _run_apart(self, batches: list[run.Batch]) -> bool:
+    def _run_apart(self, batches: list[run.Batch], check_only: bool = False) -> bool:
+        counts = state.MendedCounts(self.state)
         for batch in batches:
+            settings.check_numbers(batch.group, f"group {batch.number}")
+            batch.steps = counts.of(batch.number, batch.group["params"], batch.steps)
             _check_capturable(batch)
-            batch.steps = state.mended_counts(self.state, batch.group["params"], batch.steps)
-        with torch.set_grad_enabled(self.defaults["differentiable"]):
-            return run.taken_apart(batches, self._settings, self.nonfinite)
+        if check_only:
+            return run.is_possible(batches, self._settings, self.nonfinite)
+        happened = run.taken_apart(batches, self._settings, self.nonfinite, self.defaults["differentiable"])
+        if happened:
+            counts.keep()
+        return happened
 
-    def _watched_step(self) -> None:
-        """Step while a mode of PyTorch's watches, or replaces, every operation."""
-        fresh = state.Fresh(self.state)
-        try:
-            batches = self._batches(fresh, 1.0)
-            if batches:
-                self._step_as_operator(batches)
-        except BaseException:
-            fresh.take_back()
-            self._note_params()
-            raise
-
-    def _step_as_operator(self, batches: list[run.Batch]) -> None:
+    def _run_watched(self, batches: list[run.Batch]) -> bool:
+        """Step while a mode of PyTorch's watches, or replaces, every operation; or tensors without values."""
+        if not run.any_fake(batches):
+            batches[0].params[0].detach()  # FakeTensorMode refuses a real tensor
+            # PyTorch notes the change before the operator runs, so that all must be known to be well by then.
+            with _disable_current_modes():
+                if not self._run_apart(batches, check_only=True):
+                    return False
+        items = [item for batch in batches for item in run.items_of(batch)]
+        lists = [list(column) for column in zip(*(item.memory for item in items))]
+        places = [number for item in items for number in (item.batch.number, item.place)]
+        recorded = op.recorded(self.param_groups, self.convention, self.nonfinite, batches[0].grad_scale)
         with torch.no_grad():
-            items = [item for batch in batches for item in run.items_of(batch)]
-            places = [number for item in items for number in (item.batch.number, item.place)]
-            op.step_(*(list(column) for column in zip(*(item.memory for item in items))), places, self._handle)
+            op.step_(*lists, places, self._handle, recorded)
         # Of DTensors and the like the operator saw only what they hold.
         torch.autograd.graph.increment_version([tensor for batch in batches for tensor in batch.changed()])
+        return True
 
     def _traced_step(self) -> None:
         """Step in a graph that torch.compile makes: the states that are missing, then one operator.
@@ -280,38 +288,30 @@ class RAdam(torch.optim.Optimizer):
         """
         lists: tuple[list[Tensor], ...] = ([], [], [], [], [])
         places: list[int] = []
-        with torch.no_grad():
-            for number, (params, states) in enumerate(zip(self._params, self._entries)):
-                for place, (param, entry) in enumerate(zip(params, states)):
-                    if param.grad is None:
-                        continue
-                    if "step" not in entry:
-                        entry.update(state.create(param, capturable=False))
-                    tensors = (param, param.grad, entry["exp_avg"], entry["exp_avg_sq"], entry["step"])
-                    for column, tensor in zip(lists, tensors):
-                        column.append(tensor)
-                    places += (number, place)
-            if places:
-                op.step_(*lists, places, self._handle)
+        for number, (params, states) in enumerate(zip(self._params, self._entries)):
+            for place, (param, entry) in enumerate(zip(params, states)):
+                if param.grad is None:
+                    continue
+                if "step" not in entry:
+                    entry.update(state.create(param, capturable=False))
+                # Detached, since a no_grad that an error leaves would stay on in a graph.
+                tensors = (param.detach(), param.grad, entry["exp_avg"], entry["exp_avg_sq"], entry["step"])
+                for column, tensor in zip(lists, tensors):
+                    column.append(tensor)
+                places += (number, place)
+        if places:
+            op.step_(*lists, places, self._handle, "")
 
     def step_tensors(self, places: Iterable[tuple[int, int]], lists: op.Lists) -> None:
         """Step tensors that stand for those of these parameters; what the operator radam::step_ does."""
         places = list(places)
         fresh = self._check_traced(places)
-        columns: dict[int, list[list[Any]]] = {}
-        for (number, place), tensors in zip(places, zip(*lists)):
-            size = len(self._params[number])
-            for column, tensor in zip(columns.setdefault(number, [[None] * size for _ in tensors]), tensors):
-                column[place] = tensor
         self._opt_called = True
         with self._turn:
             scale = self._grad_scale() if self.fused_amp else 1.0
             if scale is None:
                 return
-            batches = []
-            for number, (params, grads, exp_avgs, exp_avg_sqs, steps) in columns.items():
-                group = self.param_groups[number]
-                batches.append(run.Batch(number, group, params, grads, exp_avgs, exp_avg_sqs, steps, scale))
+            batches = run.batches_of(self.param_groups, places, lists, scale)
             if not self._run_apart(batches):
                 self.skipped_steps += 1
         self.state.update(fresh)
@@ -351,34 +351,28 @@ class RAdam(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state as torch.optim.RAdam does; either class loads it.
 
-        Where the convention is not torch's, an entry "convention" says so.
+        Where the convention steps otherwise than torch's, an entry "convention" says how.
         """
         saved = super().state_dict()
-        if self.convention != CONVENTIONS["torch"]:
-            saved["convention"] = dataclasses.asdict(self.convention)
+        if state.kind(self.convention) != state.kind(CONVENTIONS["torch"]):
+            saved["convention"] = state.kind(self.convention)
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what state_dict of this class or of torch.optim.RAdam gave. The tensors are copied.
 
         Raises:
-            ValueError: naming what is missing, of the wrong shape, kind or value; the optimizer is unchanged.
+            ValueError: naming what is missing, of the wrong shape, kind or value, or an entry "convention" that is not
+                this optimizer's; the optimizer is unchanged.
         """
-        if not isinstance(state_dict, Mapping):
-            raise ValueError(f"the state dict must be a dict, got {type(state_dict).__name__}")
-        state_dict = dict(state_dict)
+        if isinstance(state_dict, Mapping):
+            state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = pre_hook(self, state_dict)
             if changed is not None:
                 state_dict = changed
         with self._turn:
-            saved = state_dict.get("convention")
-            if saved is not None and {**saved, "decay": tuple(saved["decay"])} != dataclasses.asdict(self.convention):
-                raise ValueError(
-                    f"convention: the state dict is of {saved!r}, this optimizer of {self.convention!r}; they step "
-                    "otherwise"
-                )
-            loaded, groups = state.read(state_dict, self.param_groups)
+            loaded, groups = state.read(state_dict, self.param_groups, self.convention)
             self.__setstate__({"state": loaded, "param_groups": groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

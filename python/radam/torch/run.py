@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -54,6 +54,8 @@ class Item:
     batch: Batch
     place: int
     memory: Memory
+    differentiable: bool = False
+    by_kernel: bool = False
 
     @property
     def name(self) -> str:
@@ -73,6 +75,21 @@ def _plan(
     names = group.get("param_names")
     names = None if names is None else tuple(names)
     return (hyperparameters, None, params, grads, exp_avgs, exp_avg_sqs, None, steps, names)
+
+
+def batches_of(
+    groups: Sequence[Mapping[str, Any]], places: Iterable[tuple[int, int]], lists: Lists, grad_scale: float
+) -> list[Batch]:
+    """Return batches of tensors that stand at these places, (group, place in it)."""
+    found: dict[int, dict[int, tuple[Tensor, ...]]] = {}
+    for (number, place), tensors in zip(places, zip(*lists)):
+        found.setdefault(number, {})[place] = tensors
+    batches = []
+    for number, by_place in found.items():
+        rows = [by_place.get(place, (None,) * len(Memory._fields)) for place in range(max(by_place) + 1)]
+        params, grads, exp_avgs, exp_avg_sqs, steps = zip(*rows)
+        batches.append(Batch(number, groups[number], params, grads, exp_avgs, exp_avg_sqs, steps, grad_scale))
+    return batches
 
 
 def as_they_are(
@@ -109,12 +126,32 @@ def as_they_are(
 _NOTHING = (_step.Hyperparameters(lr=0.0, beta1=0.0, beta2=0.0, eps=0.0), None, (), (), (), (), None, (), None)
 
 
-def taken_apart(batches: Sequence[Batch], settings: Settings, nonfinite: str) -> bool:
+class _AllIsWell(Exception):
+    """What a step that is only to be checked ends with."""
+
+
+def is_possible(batches: Sequence[Batch], settings: Settings, nonfinite: str) -> bool:
+    """Check a step and do nothing; False where nonfinite would skip it."""
+    try:
+        return taken_apart(batches, settings, nonfinite, check_only=True)
+    except _AllIsWell:
+        return True
+
+
+def taken_apart(
+    batches: Sequence[Batch],
+    settings: Settings,
+    nonfinite: str,
+    differentiable: bool = False,
+    check_only: bool = False,
+) -> bool:
     """Step tensors of any kind: complex, distributed, subclasses, on other devices, the same one twice."""
     items = [item for batch in batches for item in items_of(batch)]
-    kernel = [item for item in items if not item.batch.group["differentiable"] and all(map(is_native, item.memory))]
-    by_kernel = set(map(id, kernel))
-    by_law = [item for item in items if id(item) not in by_kernel]
+    for item in items:
+        item.differentiable = differentiable and item.batch.group["differentiable"]
+        item.by_kernel = not item.differentiable and all(map(is_native, item.memory))
+    kernel = [item for item in items if item.by_kernel]
+    by_law = [item for item in items if not item.by_kernel]
     pending = [_LawStep(item, settings) for item in by_law]
     if nonfinite != "propagate":
         meshes = meshes_of(tensor for batch in batches for tensor in batch.changed())
@@ -123,10 +160,14 @@ def taken_apart(batches: Sequence[Batch], settings: Settings, nonfinite: str) ->
         if meshes:
             nonfinite = "propagate"  # decided, for all processes
 
-    changed = [tensor for batch in batches for tensor in batch.changed()]
-    bump: Callable[[], None] | None = partial(increment_version, changed)
+    def commit() -> None:
+        if check_only:
+            raise _AllIsWell
+        increment_version([tensor for batch in batches for tensor in batch.changed()])
+
+    bump: Callable[[], None] | None = commit
     if not kernel:
-        increment_version(changed)
+        commit()
     for turn in _turns(kernel):
         lists: dict[int, Any] = {id(batch): [[None] * len(batch.params) for _ in Memory._fields] for batch in batches}
         for item in turn:
@@ -165,6 +206,9 @@ def items_of(batch: Batch) -> Iterator[Item]:
             if found.grad.is_sparse:
                 raise RuntimeError("RAdam does not support sparse gradients")
             item = Item(batch, place, found)
+            for role, tensor in zip(Memory._fields, tensors):
+                if not isinstance(tensor, Tensor):
+                    raise TypeError(f"{role} of {item.name} is a {type(tensor).__name__}, not a tensor")
             item.memory = memory_of(found, item.name)
             yield item
 
@@ -197,12 +241,17 @@ class _LawStep:
 
     def __init__(self, item: Item, settings: Settings) -> None:
         """Check everything; take() only computes."""
-        self._memory, self._group = item.memory, item.batch.group
-        param, lr = item.memory.param, self._group["lr"]
-        for name in ("grad", "exp_avg", "exp_avg_sq"):
-            shape = getattr(item.memory, name).shape
-            if shape != param.shape:
-                raise ValueError(f"{name} of {item.name} has shape {tuple(shape)}, the parameter {tuple(param.shape)}")
+        self._memory, self._watched = item.memory, item.differentiable
+        group, param, lr = item.batch.group, item.memory.param, item.batch.group["lr"]
+        for role, tensor in zip(("the gradient", "exp_avg", "exp_avg_sq"), item.memory[1:]):
+            for what, found, wanted in (
+                ("has shape", tuple(tensor.shape), tuple(param.shape)),
+                ("is on", tensor.device, param.device),
+            ):
+                if found != wanted:
+                    raise ValueError(f"{role} of {item.name} {what} {found}, the parameter {wanted}")
+        if self._watched and param.is_leaf and param.requires_grad:
+            raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
         if not param.is_floating_point():
             raise TypeError(f"{item.name} has dtype {param.dtype}; accepted are floating-point and complex ones")
         taken = float(item.memory.step)
@@ -211,18 +260,17 @@ class _LawStep:
         self._t = int(taken) + 1
         wide = param.dtype is torch.float64
         self._dtype = torch.float64 if wide else torch.float32
-        is_traced = isinstance(lr, Tensor) and lr.requires_grad and torch.is_grad_enabled()
-        hyperparameters = settings.of(self._group, item.batch.grad_scale, lr=1.0 if is_traced else None)
+        is_traced = self._watched and isinstance(lr, Tensor) and lr.requires_grad
+        hyperparameters = settings.of(group, item.batch.grad_scale, lr=1.0 if is_traced else None)
         c: Mapping[str, Any] = _step.coefficients(hyperparameters, self._t, "float64" if wide else "float32")
-        self._c = _law.at_learning_rate(c, lr.reshape(()), float(self._group["weight_decay"])) if is_traced else c
+        self._c = _law.at_learning_rate(c, lr.reshape(()), float(group["weight_decay"])) if is_traced else c
 
     def take(self) -> None:
         """Compute and write; autograd watches a differentiable group."""
         param, grad, exp_avg, exp_avg_sq, step = self._memory
-        watched = torch.is_grad_enabled() and self._group["differentiable"]
-        with torch.set_grad_enabled(watched):
+        with torch.set_grad_enabled(self._watched):
             # A clone, for autograd may keep p for its product with a traced lr, and p changes in place below.
-            old = (x.to(self._dtype) for x in (param.clone() if watched else param, grad, exp_avg, exp_avg_sq))
+            old = (x.to(self._dtype) for x in (param.clone() if self._watched else param, grad, exp_avg, exp_avg_sq))
             new = _law.update(torch, self._c, *old)
             for tensor, value in zip((param, exp_avg, exp_avg_sq), new):
                 tensor.copy_(value)

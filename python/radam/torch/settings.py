@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +35,18 @@ def check(group: Mapping[str, Any]) -> None:
             raise ValueError(f"Invalid beta parameter at index {index}: {betas[index]}")
     if not 0.0 <= weight_decay:  # noqa: SIM300
         raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+
+
+def check_numbers(group: Mapping[str, Any], what: str) -> None:
+    """Refuse what is not even a number, naming it; torch's checks would trip over it."""
+    pairs = [(key, group[key]) for key in REQUIRED if key != "betas"]
+    betas = group["betas"]
+    if not isinstance(betas, Sequence) or isinstance(betas, str) or len(betas) != 2:
+        raise TypeError(f"{what}: betas must be two numbers, got {betas!r}")
+    for name, value in (*pairs, ("betas[0]", betas[0]), ("betas[1]", betas[1])):
+        is_one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, numbers.Real)
+        if not is_one or (isinstance(value, Tensor) and value.is_complex()):
+            raise TypeError(f"{what}: {name} must be a number or a Tensor of one element, got {value!r}")
 
 
 def is_decoupled(group: Mapping[str, Any], convention: Convention) -> bool:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, MutableMapping, Sequence
 from copy import deepcopy
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..conventions import Convention
 from . import settings
 
 KEYS = ("exp_avg", "exp_avg_sq", "step")
@@ -40,12 +40,11 @@ def new_moment(param: Tensor) -> Tensor:
 
 def create(param: Tensor, capturable: bool) -> dict[str, Any]:
     """Return the state of a parameter before its first step."""
-    with torch.no_grad():
-        return {
-            "step": count_tensor(0, param, capturable),
-            "exp_avg": new_moment(param),
-            "exp_avg_sq": new_moment(param),
-        }
+    return {
+        "step": count_tensor(0, param, capturable),
+        "exp_avg": new_moment(param),
+        "exp_avg_sq": new_moment(param),
+    }
 
 
 class Fresh:
@@ -78,7 +77,7 @@ class Fresh:
         """Forget what was made."""
         for param, keys in reversed(self._made):
             entry = self._state.get(param, {})
-            if "step" in entry and float(entry["step"]) != 0:
+            if type(entry.get("step")) is Tensor and entry["step"].item() != 0:
                 continue  # it did happen, and a Ctrl-C came right after it
             for key in keys:
                 entry.pop(key, None)
@@ -86,32 +85,52 @@ class Fresh:
                 self._state.pop(param, None)
 
 
-def mended_counts(state: Mapping[Any, Any], params: Iterable[Tensor], steps: Iterable[Any]) -> tuple[Any, ...]:
-    """Put step counts into the state that can be advanced: float tensors, wide enough. Their values stay."""
-    out = []
-    for param, step in zip(params, steps):
-        if step is not None:
-            mended = _mended_count(step)
-            if mended is not step:
-                step = state[param]["step"] = mended
-        out.append(step)
-    return tuple(out)
+class MendedCounts:
+    """Step counts that can be advanced, in place of those that cannot; they go into the state if the step happens."""
+
+    def __init__(self, state: Mapping[Any, Any]) -> None:
+        self._state = state
+        self._mended: list[tuple[Tensor, Tensor]] = []
+
+    def of(self, group: int, params: Iterable[Tensor], steps: Iterable[Any]) -> tuple[Any, ...]:
+        """Return the counts of a group as float tensors, wide enough for the next step. Their values stay."""
+        out = []
+        for i, (param, step) in enumerate(zip(params, steps)):
+            if step is not None:
+                count = _mended_count(step, f"the step count of parameter {i} of group {group}")
+                if count is not step:
+                    self._mended.append((param, count))
+                    step = count
+            out.append(step)
+        return tuple(out)
+
+    def keep(self) -> None:
+        """Put them into the state."""
+        for param, count in self._mended:
+            self._state[param]["step"] = count
 
 
-def _mended_count(step: Any) -> Any:
-    if not isinstance(step, Tensor):
-        step = torch.tensor(step)
-    if step.dtype is torch.float64 or (step.dtype is torch.float32 and step.device.type != "cpu"):
-        return step
-    if step.item() >= MOST_FLOAT32:
-        return step.to(torch.float64)
-    return step if step.dtype is torch.float32 else step.to(torch.float32)
+def _mended_count(step: Any, what: str) -> Tensor:
+    try:
+        tensor = step if isinstance(step, Tensor) else torch.tensor(step)
+        is_count = tensor.numel() == 1 and not tensor.is_complex()
+    except (TypeError, ValueError, RuntimeError):
+        is_count = False
+    if not is_count:
+        raise ValueError(f"{what} must be one number, got {step!r}")
+    if tensor.dtype is torch.float64 or (tensor.dtype is torch.float32 and tensor.device.type != "cpu"):
+        return tensor
+    if tensor.item() >= MOST_FLOAT32:
+        return tensor.to(torch.float64)
+    return tensor if tensor.dtype is torch.float32 else tensor.to(torch.float32)
 
 
 # ---- state dicts
 
 
-def read(saved: Any, groups: Sequence[Mapping[str, Any]]) -> tuple[defaultdict[Any, Any], list[dict[str, Any]]]:
+def read(
+    saved: Any, groups: Sequence[Mapping[str, Any]], convention: Convention
+) -> tuple[defaultdict[Any, Any], list[dict[str, Any]]]:
     """Return the state and groups of a state dict of torch's or radam's RAdam; ValueError naming what does not fit."""
     saved_groups, saved_state = (
         _entry(saved, "param_groups", "the state dict"),
@@ -123,11 +142,13 @@ def read(saved: Any, groups: Sequence[Mapping[str, Any]]) -> tuple[defaultdict[A
         raise ValueError(f"state: must be a dict, got {type(saved_state).__name__}")
     if len(groups) != len(saved_groups):
         raise ValueError("loaded state dict has a different number of parameter groups")
-    read_groups = [_read_group(g, *pair) for g, pair in enumerate(zip(groups, saved_groups))]
+    read_groups = [_read_group(g, *pair, convention) for g, pair in enumerate(zip(groups, saved_groups))]
 
-    ids = chain.from_iterable(group["params"] for group in saved_groups)
-    owners = ((param, group) for group in read_groups for param in group["params"])
-    owner_of = dict(zip(ids, owners))
+    owner_of: dict[Any, tuple[Tensor, dict[str, Any]]] = {}
+    for g, (group, saved_group) in enumerate(zip(read_groups, saved_groups)):
+        for param, key in zip(group["params"], saved_group["params"]):
+            if not isinstance(key, Hashable) or owner_of.setdefault(key, (param, group))[0] is not param:
+                raise ValueError(f"param_groups[{g}]['params'] holds {key!r}, which is no index, or one used before")
     state: defaultdict[Any, Any] = defaultdict(dict)
     for key, entry in saved_state.items():
         if key in owner_of:
@@ -138,7 +159,21 @@ def read(saved: Any, groups: Sequence[Mapping[str, Any]]) -> tuple[defaultdict[A
     return state, read_groups
 
 
-def _read_group(g: int, group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+def kind(convention: Convention) -> dict[str, Any]:
+    """Return what a state is only good for: it steps otherwise under another convention."""
+    fields = dataclasses.asdict(convention)
+    return {key: value for key, value in fields.items() if key not in ("name", "eps", "decay")}  # groups say these
+
+
+def _check_convention(saved: Any, convention: Convention) -> None:
+    found = saved.get("convention") if isinstance(saved, Mapping) else None
+    if found is not None and found != kind(convention):
+        raise ValueError(
+            f"convention: the state dict is of {found!r}, this optimizer of {kind(convention)!r}; they step otherwise"
+        )
+
+
+def _read_group(g: int, group: Mapping[str, Any], saved: Mapping[str, Any], convention: Convention) -> dict[str, Any]:
     what = f"param_groups[{g}]"
     params = _entry(saved, "params", what)
     if not isinstance(params, Sequence) or len(params) != len(group["params"]):
@@ -151,8 +186,13 @@ def _read_group(g: int, group: Mapping[str, Any], saved: Mapping[str, Any]) -> d
     for key, value in settings.LATER.items():
         out.setdefault(key, value)
     try:
+        settings.check_numbers(out, what)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    try:
         settings.check(out)
-    except (TypeError, ValueError, IndexError) as error:
+        settings.is_decoupled(out, convention)
+    except ValueError as error:
         raise ValueError(f"{what}: {error}") from None
     if "param_names" in group:
         out.setdefault("param_names", group["param_names"])
@@ -185,10 +225,10 @@ def _read_step(value: Any, what: str, param: Tensor, capturable: bool) -> Tensor
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError
         count = float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"{what} must be one number, got {value!r}") from None
-    if not (math.isfinite(count) and count >= 0 and count == int(count)):
-        raise ValueError(f"{what} must be a whole number of steps, got {count!r}")
+    if not (0 <= count < 2**53 and count == int(count)):
+        raise ValueError(f"{what} must be a whole number of steps below 2^53, got {count!r}")
     made = count_tensor(count, param, capturable)
     return made.to(value.dtype) if isinstance(value, Tensor) and value.dtype is torch.float64 else made
 
@@ -198,6 +238,8 @@ def _read_moment(value: Any, what: str, param: Tensor, is_square: bool) -> Tenso
         raise ValueError(f"{what} must be a tensor, got {type(value).__name__}")
     if value.shape != param.shape:
         raise ValueError(f"{what} has shape {tuple(value.shape)}, the parameter {tuple(param.shape)}")
+    if value.layout is not param.layout or (value.is_meta and not param.is_meta):
+        raise ValueError(f"{what} is {value.layout} on {value.device}, the parameter {param.layout} on {param.device}")
     if not (value.is_complex() if param.is_complex() else value.is_floating_point()):
         raise ValueError(f"{what} has dtype {value.dtype}, the parameter {param.dtype}")
     if type(value) is not type(param) and "DTensor" in (type(value).__name__, type(param).__name__):

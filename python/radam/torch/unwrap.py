@@ -63,13 +63,14 @@ def _local(tensors: Memory, name: str) -> Memory:
     pieces: Any = tensors[:-1]
     wanted = placing(tensors.param)
     shards: dict[str, Tensor] = {}
-    for role, tensor in zip(Memory._fields, pieces):
-        if placing(tensor) != wanted:
-            if role != "grad":
-                raise ValueError(f"{role} of {name} is placed {tensor.placements}, the parameter {wanted[1]}")
-            tensor = tensor.redistribute(*wanted)
-        shard = tensor.to_local()
-        shards[role] = shard.wait() if type(shard).__name__ == "AsyncCollectiveTensor" else shard
+    with torch.no_grad():
+        for role, tensor in zip(Memory._fields, pieces):
+            if placing(tensor) != wanted:
+                if role != "grad":
+                    raise ValueError(f"{role} of {name} is placed {tensor.placements}, the parameter {wanted[1]}")
+                tensor = tensor.redistribute(*wanted)
+            shard = tensor.to_local()
+            shards[role] = shard.wait() if type(shard).__name__ == "AsyncCollectiveTensor" else shard
     return tensors._replace(**shards)
 
 
