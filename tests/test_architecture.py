@@ -171,7 +171,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "torch/state": {"..conventions", ".settings"},
     "torch/run": {".._law", ".._step", ".settings", ".state", ".unwrap"},
     "torch/op": {"..conventions", ".run", ".settings"},
-    "torch/optimizer": {".._step", "..conventions", ".op", ".run", ".settings", ".state"},
+    "torch/optimizer": {".._step", "..conventions", ".op", ".run", ".settings", ".state", ".unwrap"},
     "torch/__init__": {".optimizer"},
 }
 

@@ -33,8 +33,9 @@ def update(
         g = g + c["coupled_decay"] * p
     m = c["beta1"] * m + (c["beta1_low"] * m + c["one_minus_beta1"] * g)
     v = c["beta2"] * v + (c["beta2_low"] * v + (c["one_minus_beta2"] * g) * g)
-    m = xp.where(xp.abs(m) < c["m_floor"], xp.zeros_like(m), m)
-    v = xp.where(v < c["v_floor"], xp.zeros_like(v), v)
+    # A zero stays the zero that it is, with its derivative.
+    m = xp.where((xp.abs(m) < c["m_floor"]) & (m != 0), xp.zeros_like(m), m)
+    v = xp.where((v < c["v_floor"]) & (v != 0), xp.zeros_like(v), v)
     if c["amsgrad"]:
         v_max = xp.where(v_max >= v, v_max, v)
     if c["mode"] != "moments_only":

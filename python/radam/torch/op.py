@@ -46,7 +46,7 @@ def step_(
     steps: list[Tensor],
     places: list[int],
     optimizer: int,
-    settings: str,
+    settings: str = "",
 ) -> None:
     """Take one step in place.
 

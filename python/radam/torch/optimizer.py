@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .. import _step
 from ..conventions import CONVENTIONS, Convention, find_convention
 from . import op, run, settings, state
+from .unwrap import local_in_graph
 
+F = TypeVar("F", bound=Callable[..., Any])
+_untraced: Callable[[F], F] = torch._disable_dynamo  # type: ignore[attr-defined]
 NonFinite = Literal["propagate", "skip", "raise"]
 
 
@@ -66,6 +69,7 @@ class RAdam(torch.optim.Optimizer):
     skipped_steps: int
     """How many steps nonfinite="skip" or fused_amp=True has left out so far."""
 
+    @_untraced  # the operator could not see an optimizer that is made in its own graph
     def __init__(
         self,
         params: Any,
@@ -181,13 +185,18 @@ class RAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if torch.compiler.is_compiling():
-            self._traced_step()
+        if not torch.compiler.is_compiling():
+            self._untraced_step()
+        elif self.defaults["differentiable"]:
+            _untraced(self._untraced_step)()  # an operator has no derivatives
         else:
-            with self._turn:
-                self._take_step()
-            self._opt_called = True
+            self._traced_step()
         return loss
+
+    def _untraced_step(self) -> None:
+        with self._turn:
+            self._take_step()
+        self._opt_called = True
 
     # A scheduler wraps step, to see that it was called, unless step says that it notes this by itself. The wrapper is
     # one that torch.compile refuses to trace.
@@ -206,7 +215,7 @@ class RAdam(torch.optim.Optimizer):
         if scale is None:
             return
         happened: bool | None = None
-        if self._all_plain and not self._any_inference and torch._C._len_torch_dispatch_stack() == 0:
+        if self._all_plain and not self._any_inference and not _is_watched() and not _is_transformed():
             happened = run.as_they_are(self.param_groups, self.state, self._settings, self.nonfinite, scale)
         if happened is None:
             happened = self._take_careful_step(scale)
@@ -243,8 +252,11 @@ class RAdam(torch.optim.Optimizer):
     def _run(self, batches: list[run.Batch]) -> bool:
         if self._any_inference and not torch.is_inference_mode_enabled():
             _refuse_inference(batches)
-        watched = torch._C._len_torch_dispatch_stack() > 0 and not any(b.group["differentiable"] for b in batches)
-        if batches and (watched or run.any_fake(batches)):
+        if batches and _is_transformed():
+            with torch.no_grad():
+                batches[0].params[0].mul_(1)  # torch.func.grad refuses to change what it has not seen made
+        watched = _is_watched() and not any(batch.group["differentiable"] for batch in batches)
+        if batches and (watched or all(run.stand_ins(batches))):
             return self._run_watched(batches)
         self._all_plain = run.all_plain(batches)
         return self._run_apart(batches)
@@ -264,7 +276,7 @@ class RAdam(torch.optim.Optimizer):
 
     def _run_watched(self, batches: list[run.Batch]) -> bool:
         """Step while a mode of PyTorch's watches, or replaces, every operation; or tensors without values."""
-        if not run.any_fake(batches):
+        if not any(run.stand_ins(batches)):
             batches[0].params[0].detach()  # FakeTensorMode refuses a real tensor
             # PyTorch notes the change before the operator runs, so that all must be known to be well by then.
             with _disable_current_modes():
@@ -294,13 +306,12 @@ class RAdam(torch.optim.Optimizer):
                     continue
                 if "step" not in entry:
                     entry.update(state.create(param, capturable=False))
-                # Detached, since a no_grad that an error leaves would stay on in a graph.
-                tensors = (param.detach(), param.grad, entry["exp_avg"], entry["exp_avg_sq"], entry["step"])
+                tensors = local_in_graph(param, param.grad, entry["exp_avg"], entry["exp_avg_sq"], entry["step"])
                 for column, tensor in zip(lists, tensors):
                     column.append(tensor)
                 places += (number, place)
         if places:
-            op.step_(*lists, places, self._handle, "")
+            op.step_(*lists, places, self._handle)
 
     def step_tensors(self, places: Iterable[tuple[int, int]], lists: op.Lists) -> None:
         """Step tensors that stand for those of these parameters; what the operator radam::step_ does."""
@@ -318,20 +329,24 @@ class RAdam(torch.optim.Optimizer):
 
     def _check_traced(self, places: Iterable[tuple[int, int]]) -> dict[Tensor, dict[str, Any]]:
         """Refuse a graph that was made for other parameters or states; return the states that it makes itself."""
-        if list(map(id, self._params)) != [id(group["params"]) for group in self.param_groups]:
-            raise RuntimeError("param_groups was edited by hand since this step was compiled; use add_param_group")
+        traced = [(id(params), len(states)) for params, states in zip(self._params, self._entries)]
+        if traced != [(id(group["params"]), len(group["params"])) for group in self.param_groups]:
+            self._note_params()
+            raise RuntimeError(
+                "param_groups was edited by hand since this step was compiled; nothing was changed, and the next step "
+                "takes the new ones"
+            )
         fresh = {}
         for number, place in places:
             param, entry = self._params[number][place], self._entries[number][place]
-            if param in self.state and self.state[param] is entry:
-                continue
-            if param in self.state or entry:
+            if param not in self.state and not (entry and entry["step"].item()):  # it may be of a step left out
+                fresh[param] = entry
+            elif param not in self.state or self.state[param] is not entry:
                 self._note_params()
                 raise RuntimeError(
                     f"the state of parameter {place} of group {number} was replaced by hand since this step was "
                     "compiled; nothing was changed, and the next step takes the new one"
                 )
-            fresh[param] = entry
         return fresh
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -383,12 +398,24 @@ class RAdam(torch.optim.Optimizer):
 
     def __setstate__(self, content: dict[str, Any]) -> None:
         super().__setstate__(content)
+        older = {"convention": CONVENTIONS["torch"], "nonfinite": "propagate", "fused_amp": False, "skipped_steps": 0}
+        self.__dict__.update({**older, **self.__dict__})
         for group in self.param_groups:
             for key, value in settings.LATER.items():
                 group.setdefault(key, value)
         if "_turn" not in self.__dict__:
             self._set_up()
         self._note_params()
+
+
+def _is_watched() -> bool:
+    """Whether a mode of PyTorch's (a fake one, a tracer, a counter) sees every operation."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def _is_transformed() -> bool:
+    """Whether this runs inside torch.func.grad, vmap and the like."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _check_capturable(batch: run.Batch) -> None:

@@ -193,9 +193,10 @@ def all_plain(batches: Sequence[Batch]) -> bool:
     )
 
 
-def any_fake(batches: Sequence[Batch]) -> bool:
-    """Whether there are tensors without values, which only an operator may see."""
-    return any(type(tensor).__name__ == "FakeTensor" for batch in batches for tensor in batch.changed())
+def stand_ins(batches: Sequence[Batch]) -> list[bool]:
+    """Say of each tensor whether it stands for values that are not there, or that only a mode of PyTorch's reaches."""
+    tensors = (tensor for batch in batches for column in batch.lists() for tensor in column)
+    return [type(t).__name__ in ("FakeTensor", "FunctionalTensor") for t in tensors if isinstance(t, Tensor)]
 
 
 def items_of(batch: Batch) -> Iterator[Item]:
@@ -228,7 +229,7 @@ def _turns(items: Sequence[Item]) -> list[list[Item]]:
 
 def _are_finite(items: Sequence[Item], meshes: Sequence[Any], nonfinite: str) -> bool:
     """Whether these gradients are, in all processes of the meshes; nonfinite="raise" raises if not."""
-    bad = next((item for item in items if not bool(torch.isfinite(item.memory.grad).all())), None)
+    bad = next((item for item in items if not (item.memory.grad.is_meta or item.memory.grad.isfinite().all())), None)
     finite = agreed(bad is None, meshes)
     if not finite and nonfinite == "raise":
         whose = f"the gradient of {bad.name}" if bad else "a gradient in another process"
@@ -260,7 +261,12 @@ class _LawStep:
         self._t = int(taken) + 1
         wide = param.dtype is torch.float64
         self._dtype = torch.float64 if wide else torch.float32
-        is_traced = self._watched and isinstance(lr, Tensor) and lr.requires_grad
+        for key in ("betas", "eps", "weight_decay"):
+            values = group[key] if key == "betas" else (group[key],)
+            if self._watched and any(isinstance(value, Tensor) and value.requires_grad for value in values):
+                raise ValueError(f"{key} of group {item.batch.number} requires grad; only lr can be differentiated")
+        is_traced = self._watched and isinstance(lr, Tensor)
+        settings.of(group, item.batch.grad_scale)  # checks the true lr too
         hyperparameters = settings.of(group, item.batch.grad_scale, lr=1.0 if is_traced else None)
         c: Mapping[str, Any] = _step.coefficients(hyperparameters, self._t, "float64" if wide else "float32")
         self._c = _law.at_learning_rate(c, lr.reshape(()), float(group["weight_decay"])) if is_traced else c

@@ -58,6 +58,12 @@ def _is_decoupled(convention: Convention, wanted: Any, weight_decay: float) -> b
     return convention.is_decoupled(bool(wanted) if wanted or weight_decay else None, weight_decay)
 
 
+def _number(value: Any) -> float:
+    if type(value) is float:
+        return value
+    return float(value.item() if isinstance(value, Tensor) else value)
+
+
 class Settings:
     """Makes what the core takes of a group, and remembers what it made last."""
 
@@ -81,10 +87,10 @@ class Settings:
         """Return the hyperparameters with Tensors read as they are now; ValueError where a number is out of range."""
         beta1, beta2 = group["betas"]
         return self._make(
-            float(group["lr"]) if lr is None else lr,
-            (float(beta1), float(beta2)),
-            float(group["eps"]),
-            float(group["weight_decay"]),
+            _number(group["lr"]) if lr is None else lr,
+            (_number(beta1), _number(beta2)),
+            _number(group["eps"]),
+            _number(group["weight_decay"]),
             group["decoupled_weight_decay"],
             group["maximize"],
             grad_scale,

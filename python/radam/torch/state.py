@@ -67,9 +67,9 @@ class Fresh:
             if present:
                 missing = next(key for key in KEYS if key not in present)
                 raise ValueError(f"the state of parameter {i} has {present[0]!r} but no {missing!r}")
+            made = create(param, group["capturable"])
             if entry is None:
                 entry = self._state[param] = {}
-            made = create(param, group["capturable"])
             self._made.append((param, list(made)))
             entry.update(made)
 
@@ -94,10 +94,14 @@ class MendedCounts:
 
     def of(self, group: int, params: Iterable[Tensor], steps: Iterable[Any]) -> tuple[Any, ...]:
         """Return the counts of a group as float tensors, wide enough for the next step. Their values stay."""
+        params = list(params)
+        repeated = len(params) - len(set(map(id, params)))  # each takes another step
+        known: dict[int, Tensor] = {}
         out = []
         for i, (param, step) in enumerate(zip(params, steps)):
             if step is not None:
-                count = _mended_count(step, f"the step count of parameter {i} of group {group}")
+                what = f"the step count of parameter {i} of group {group}"
+                count = known.setdefault(id(step), _mended_count(step, what, repeated))
                 if count is not step:
                     self._mended.append((param, count))
                     step = count
@@ -110,7 +114,7 @@ class MendedCounts:
             self._state[param]["step"] = count
 
 
-def _mended_count(step: Any, what: str) -> Tensor:
+def _mended_count(step: Any, what: str, more: int) -> Tensor:
     try:
         tensor = step if isinstance(step, Tensor) else torch.tensor(step)
         is_count = tensor.numel() == 1 and not tensor.is_complex()
@@ -120,7 +124,7 @@ def _mended_count(step: Any, what: str) -> Tensor:
         raise ValueError(f"{what} must be one number, got {step!r}")
     if tensor.dtype is torch.float64 or (tensor.dtype is torch.float32 and tensor.device.type != "cpu"):
         return tensor
-    if tensor.item() >= MOST_FLOAT32:
+    if tensor.item() + more >= MOST_FLOAT32:
         return tensor.to(torch.float64)
     return tensor if tensor.dtype is torch.float32 else tensor.to(torch.float32)
 
@@ -132,6 +136,7 @@ def read(
     saved: Any, groups: Sequence[Mapping[str, Any]], convention: Convention
 ) -> tuple[defaultdict[Any, Any], list[dict[str, Any]]]:
     """Return the state and groups of a state dict of torch's or radam's RAdam; ValueError naming what does not fit."""
+    _check_convention(saved, convention)
     saved_groups, saved_state = (
         _entry(saved, "param_groups", "the state dict"),
         _entry(saved, "state", "the state dict"),

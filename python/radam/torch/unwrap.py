@@ -74,6 +74,17 @@ def _local(tensors: Memory, name: str) -> Memory:
     return tensors._replace(**shards)
 
 
+def local_in_graph(param: Tensor, grad: Any, *state: Tensor) -> tuple[Tensor, ...]:
+    """Return the local shards of DTensors while torch.compile traces, which has its own way with all else."""
+    tensors = (param, grad, *state)
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is None or not isinstance(param, distributed.DTensor):
+        return tensors
+    with torch.no_grad():
+        placed = grad.redistribute(param.device_mesh, param.placements)
+        return tuple(x.to_local() if isinstance(x, distributed.DTensor) else x for x in (param, placed, *state))
+
+
 def meshes_of(tensors: Iterable[Tensor]) -> list[Any]:
     """Return the meshes of those that are DTensors, in the order in which they come."""
     distributed = sys.modules.get("torch.distributed.tensor")
