@@ -17,7 +17,7 @@ from . import op, run, settings, state
 from .unwrap import local_in_graph
 
 F = TypeVar("F", bound=Callable[..., Any])
-_untraced: Callable[[F], F] = torch._disable_dynamo  # type: ignore[attr-defined]
+_untraced: Callable[[F], F] = torch._disable_dynamo  # type: ignore[attr-defined, assignment]
 NonFinite = Literal["propagate", "skip", "raise"]
 
 
@@ -188,7 +188,7 @@ class RAdam(torch.optim.Optimizer):
         if not torch.compiler.is_compiling():
             self._untraced_step()
         elif self.defaults["differentiable"]:
-            _untraced(self._untraced_step)()  # an operator has no derivatives
+            self._differentiable_step()
         else:
             self._traced_step()
         return loss
@@ -197,6 +197,11 @@ class RAdam(torch.optim.Optimizer):
         with self._turn:
             self._take_step()
         self._opt_called = True
+
+    @_untraced
+    def _differentiable_step(self) -> None:
+        """Step outside of the graph: an operator has no derivatives."""
+        self._untraced_step()
 
     # A scheduler wraps step, to see that it was called, unless step says that it notes this by itself. The wrapper is
     # one that torch.compile refuses to trace.
