@@ -14,6 +14,7 @@ import radam
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+SHORTER = {"tiny_gpt.py": ("--steps", "20", "--no-plot")}  # the others take some seconds as they are
 BLOCKS = [(README.count("\n", 0, m.start(1)), m[1]) for m in re.finditer(r"^```python\n(.*?)^```", README, re.M | re.S)]
 
 
@@ -25,7 +26,7 @@ def test_there_are_examples_to_run() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.name))
 def test_every_example_runs_without_a_warning_and_leaves_no_file(script: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", str(script)]
+    command = [sys.executable, "-W", "error", str(script), *SHORTER.get(script.name, ())]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip()
