@@ -187,7 +187,6 @@ Array Imports::from_numpy(PyObject* object, Access access, const Where& where) {
     if (!PyArray_IS_C_CONTIGUOUS(array))
         out.layout.strides = reinterpret_cast<const std::int64_t*>(PyArray_STRIDES(array));
     out.layout.itemsize = size_of(out.dtype);
-    own(object);
     return out;
 }
 
@@ -302,7 +301,6 @@ Array Imports::from_exchange(const Reader& reader, PyObject* object, Access acce
         if (nb::hasattr(handle, "is_neg") && nb::cast<bool>(nb::bool_(handle.attr("is_neg")())))
             return from_dlpack(object, access, where);
     }
-    own(object);
     return out;
 }
 
@@ -338,21 +336,23 @@ std::int64_t* Imports::add_counters(PyObject* object, std::size_t count) {
     if (!PyArray_Check(object) || PyArray_TYPE(array) != NPY_INT64 || !PyArray_ISCARRAY(array) ||
         PyArray_NDIM(array) != 1 || PyArray_DIM(array, 0) != static_cast<npy_intp>(count))
         throw nb::type_error("step counts must be a writable int64 array with one element per parameter");
-    own(object);
     return static_cast<std::int64_t*>(PyArray_DATA(array));
 }
 
 Counter Imports::add_counter(PyObject* object, const Where& where) {
     const Reader& reader = reader_of(object);
     dlpack::Tensor tensor;
-    Array array;
-    if (reader.source == Source::exchange && reader.api->tensor_from_object(object, &tensor) == 0) {
-        array = from_tensor(tensor, Access::write, where);
-        own(object);
-    } else {
-        PyErr_Clear();
-        array = add(object, Access::write, where);
+    if (reader.source == Source::exchange) {
+        if (reader.api->tensor_from_object(object, &tensor) != 0)
+            PyErr_Clear();
+        else if (tensor.ndim == 0 && tensor.device.type == dlpack::cpu && tensor.data != nullptr &&
+                 tensor.dtype.code == dlpack::code_float && tensor.dtype.lanes == 1 && tensor.dtype.bits >= 32) {
+            void* const data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+            if (tensor.dtype.bits == 32) return {data, Counter::Kind::fp32};
+            if (tensor.dtype.bits == 64) return {data, Counter::Kind::fp64};
+        }
     }
+    const Array array = add(object, Access::write, where);
     if (element_count(array.layout) != 1) refuse_value(where, "must hold one number");
     if (array.dtype == DType::fp64) return {array.data, Counter::Kind::fp64};
     if (array.dtype == DType::fp32) return {array.data, Counter::Kind::fp32};

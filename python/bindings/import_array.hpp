@@ -44,6 +44,7 @@ public:
     Imports& operator=(const Imports&) = delete;
     ~Imports() { release(); }
 
+    // The caller holds the objects until release, in tuples, say. What only stands for one is held here.
     // Throws TypeError where object is no array of a supported dtype, ValueError where it must not be written,
     // RuntimeError where it is not on the CPU.
     Array add(PyObject* object, Access access, const Where& where);

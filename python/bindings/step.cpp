@@ -93,13 +93,14 @@ private:
         std::size_t group;
         std::int64_t t;
         ScheduledStep step;
+        bool is_finite64, is_finite32;
     };
 
     Imports imports_;
     std::vector<Entry> entries_;
     std::vector<Slot> slots_;
     std::vector<Counter> counters_;
-    std::vector<Interval> intervals_;
+    std::vector<Interval> by_role_[roles], intervals_, merged_;
     std::deque<Schedule> schedules_;
     std::deque<StandIn> stand_ins_;
     std::vector<PyObject*> names_;  // of each group, borrowed
@@ -116,8 +117,8 @@ void Call::add_array(Entry& entry, Role role, const nb::tuple& arrays) {
     const Extent e = extent(array.layout);
     if (e.first == e.last) return;
     const auto base = reinterpret_cast<std::uintptr_t>(array.data);
-    intervals_.push_back({base + static_cast<std::uintptr_t>(e.first), base + static_cast<std::uintptr_t>(e.last),
-                          static_cast<std::uint32_t>(entries_.size() - 1), role});
+    by_role_[role].push_back({base + static_cast<std::uintptr_t>(e.first), base + static_cast<std::uintptr_t>(e.last),
+                              static_cast<std::uint32_t>(entries_.size() - 1), role});
 }
 
 void Call::check_arrays(const Entry& entry, bool amsgrad) const {
@@ -146,7 +147,8 @@ const ScheduledStep* Call::scheduled(const Hyperparameters& h, nb::handle lrs, s
         if (!lrs.is_none()) at_t.lr = nb::cast<double>(lrs[nb::int_(t)]);
         if (const Violation found = violation(at_t); found.name != nullptr)
             throw nb::value_error(("group " + std::to_string(group) + ": " + message(found)).c_str());
-        schedules_.push_back({group, t, schedule(at_t, t)});
+        const ScheduledStep step = schedule(at_t, t);
+        schedules_.push_back({group, t, step, is_finite(step.f64), is_finite(step.f32)});
     }
     return &schedules_.back().step;
 }
@@ -196,7 +198,7 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
                                  "; it must lie between 0 and " + std::to_string(most));
         const ScheduledStep* const step = scheduled(h, lrs, t + 1, group);
         const bool wide = entry.arrays[param].dtype == DType::fp64;
-        if (wide ? !is_finite(step->f64) : !is_finite(step->f32))
+        if (wide ? !schedules_.back().is_finite64 : !schedules_.back().is_finite32)
             refuse_value(where(param, entry), std::string("would be stepped by numbers too large for ") +
                                                   (wide ? "float64" : "float32") +
                                                   " arithmetic; lower lr or weight_decay");
@@ -206,9 +208,15 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
 
 // No written array may share memory with any other; gradients, which are only read, may with each other.
 void Call::check_overlaps() {
+    // The arrays of each role mostly lie in order already, and need only be merged.
     const auto before = [](const Interval& a, const Interval& b) { return a.first < b.first; };
-    if (!std::is_sorted(intervals_.begin(), intervals_.end(), before))
-        std::sort(intervals_.begin(), intervals_.end(), before);
+    intervals_.clear();
+    for (std::vector<Interval>& some : by_role_) {
+        if (!std::is_sorted(some.begin(), some.end(), before)) std::sort(some.begin(), some.end(), before);
+        merged_.resize(intervals_.size() + some.size());
+        std::merge(intervals_.begin(), intervals_.end(), some.begin(), some.end(), merged_.begin(), before);
+        intervals_.swap(merged_);
+    }
 
     const auto layout = [&](const Interval& i) -> const Layout& { return entries_[i.entry].arrays[i.role].layout; };
     const auto text = [&](const Interval& i) { return where(i.role, entries_[i.entry]).text(); };
@@ -320,7 +328,7 @@ void Call::clear() noexcept {
     entries_.clear();
     slots_.clear();
     counters_.clear();
-    intervals_.clear();
+    for (std::vector<Interval>& some : by_role_) some.clear();
     schedules_.clear();
     stand_ins_.clear();
     names_.clear();
