@@ -76,8 +76,15 @@ MUTANTS = (
     Mutant(
         "version counter not bumped",
         "python/radam/torch/run.py",
-        "        torch.autograd.graph.increment_version(changed)",
-        "        del changed",
+        "_step.step(tuple(plans), nonfinite, partial(increment_version, changed))",
+        "_step.step(tuple(plans), nonfinite, None)",
+        ("tests/test_torch_safety.py",),
+    ),
+    Mutant(
+        "version counter not bumped where tensors are taken apart",
+        "python/radam/torch/run.py",
+        "        increment_version([tensor for batch in batches for tensor in batch.changed()])",
+        "        pass",
         ("tests/test_torch_safety.py",),
     ),
     Mutant(
@@ -127,9 +134,9 @@ MUTANTS = (
     Mutant(
         "a state that does not fit is loaded half",
         "python/radam/torch/optimizer.py",
-        "            loaded, groups = state.read(state_dict, self.param_groups)",
-        '            self.param_groups[0]["lr"] = state_dict["param_groups"][0]["lr"]\n'
-        "            loaded, groups = state.read(state_dict, self.param_groups)",
+        "            loaded, groups = state.read(state_dict, self.param_groups, self.convention)",
+        "            self.param_groups[0]['lr'] = 0.5\n"
+        "            loaded, groups = state.read(state_dict, self.param_groups, self.convention)",
         ("tests/test_torch_state.py",),
     ),
 )

@@ -169,9 +169,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "torch/settings": {".._step", "..conventions"},
     "torch/unwrap": set(),
     "torch/state": {"..conventions", ".settings"},
-    "torch/run": {".._law", ".._step", ".settings", ".state", ".unwrap"},
+    "torch/law_step": {".._law", ".._step", ".settings", ".state", ".unwrap"},
+    "torch/run": {".._step", ".law_step", ".settings", ".state", ".unwrap"},
+    "torch/rules": {".run"},
     "torch/op": {"..conventions", ".run", ".settings"},
-    "torch/optimizer": {".._step", "..conventions", ".op", ".run", ".settings", ".state", ".unwrap"},
+    "torch/optimizer": {".._step", "..conventions", ".op", ".rules", ".run", ".settings", ".state", ".unwrap"},
     "torch/__init__": {".optimizer"},
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import ctypes
+import gc
 import sys
 from typing import Any
 
@@ -372,3 +373,22 @@ def test_gradients_may_come_from_a_generator_and_by_name_in_any_order() -> None:
     optimizer.step(grads=(np.ones(n, np.float32) for n in (1, 2)))
     optimizer.step(grads={"b": None, "a": fp32(1)})
     assert [entry["step"] for entry in optimizer.state] == [2, 1]
+
+
+def test_a_type_that_died_leaves_no_trace_in_how_others_are_read() -> None:
+    def address_of_a_dead_type() -> int:
+        class Passing(np.ndarray):
+            pass
+
+        array = np.zeros(4, np.float32).view(Passing)
+        radam.RAdam([array]).step(grads=[np.ones(4, np.float32)])
+        return id(Passing)
+
+    for _ in range(20):
+        address = address_of_a_dead_type()
+        gc.collect()
+        others = [type("Other", (), {"__slots__": ()}) for _ in range(50)]
+        for other in others:
+            if id(other) == address:
+                with pytest.raises(TypeError, match="not an array"):
+                    radam.RAdam([other()])

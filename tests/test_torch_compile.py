@@ -421,7 +421,6 @@ Schedule = Callable[[Optimizer], lr_scheduler.LRScheduler]
 SCHEDULES: dict[str, Schedule] = {
     "exponential": lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.9),
     "one cycle, which edits betas": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=30),
-    "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 20),
 }
 CHANGES = 20  # beyond torch._dynamo.config.recompile_limit, where fullgraph=True would fail
 

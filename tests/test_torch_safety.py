@@ -7,6 +7,7 @@ import contextlib
 import copy
 import gc
 import math
+import os
 import random as chance
 import signal
 import sys
@@ -16,6 +17,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.func import functionalize, grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils.flop_counter import FlopCounterMode
 
 import radam
 from radam.torch import RAdam
@@ -1239,15 +1242,17 @@ def test_a_step_within_a_step_is_a_clear_error_and_the_outer_one_goes_on(
     saved, said = optimizer.state_dict(), []
 
     def intrude() -> None:
+        monkeypatch.setattr(Wrapped, "watcher", None)  # an inner step that does run must end
         for work in (optimizer.step, lambda: optimizer.load_state_dict(saved)):
-            said.append(raised(work))
+            said.append(raised(work) or "it worked")
+        monkeypatch.setattr(Wrapped, "watcher", staticmethod(intrude))
 
     monkeypatch.setattr(Wrapped, "watcher", staticmethod(intrude))
     optimizer.step()
     monkeypatch.undo()
     plain.step()
     assert said
-    assert all(error is RuntimeError and text.startswith(TURN) for error, text in said)
+    assert all(outcome[0] is RuntimeError and outcome[1].startswith(TURN) for outcome in said)
     assert bits_of(optimizer) == bits_of(plain)
 
 
@@ -1312,42 +1317,47 @@ def test_memory_stays_flat(work: Callable[[Any], None], kind: str, rounds: int) 
 
     held = (params_of(optimizer)[-1], params_of(optimizer)[-1].grad, optimizer.param_groups[0], optimizer)
 
-    def counted() -> tuple[int, int, list[int]]:
-        garbage = gc.collect()  # it also empties the interpreter's lists of free tuples, which else only fill up
-        return garbage, sys.getallocatedblocks(), [sys.getrefcount(x) for x in held]
+    def counted() -> int:
+        garbage.append(gc.collect())  # it also empties the interpreter's lists of free tuples, which else only fill up
+        references.append([sys.getrefcount(x) for x in held])
+        return sys.getallocatedblocks()
 
+    garbage: list[int] = []
+    references: list[list[int]] = []
+    growths: list[int] = []
     repeat(20)
     gc.collect()
     gc.freeze()  # what was there before is not looked through again
     gc.disable()
     try:
-        _, blocks, references = counted()
-        repeat(rounds)
-        garbage, blocks_later, references_later = counted()
+        while not growths or (growths[-1] >= rounds // 2 and len(growths) < 4):  # a leak is there every time
+            blocks = counted()
+            repeat(rounds)
+            growths.append(counted() - blocks)
     finally:
         gc.enable()
         gc.unfreeze()
-    assert references_later == references
-    assert blocks_later - blocks < 150
-    assert garbage == 0
+    assert min(growths) < rounds // 2
+    assert references == references[:1] * len(references)
+    assert set(garbage[1:]) == {0}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs getrusage")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs to know the memory in use now")
 def test_native_memory_stays_flat() -> None:
-    import resource
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes, or kilobytes
     param = nn.Parameter(torch.ones(1000, 2000)[:, ::2])  # copied out and back, 4 MB a buffer
     phases = nn.Parameter(torch.ones(500_000, dtype=torch.complex64))
     optimizer = RAdam([param, phases])
     set_gradients(optimizer, 0)
     for _ in range(3):
         optimizer.step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    before = resident()
     for _ in range(25):
         optimizer.step()
         failing(optimizer)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before < 40e6
+    assert resident() - before < 40e6
 
 
 @kinds
@@ -1378,3 +1388,77 @@ def test_a_parameter_dies_with_its_optimizer_and_its_last_reference() -> None:
     optimizer.step()
     del param
     assert watched() is None
+
+
+# ---- what reviews found
+
+
+def test_a_list_of_params_that_shrinks_while_it_is_read_does_no_harm() -> None:
+    class Shrinking(nn.Parameter):
+        @property
+        def grad(self) -> Tensor:
+            del group["params"][1:]
+            return torch.ones(3)
+
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = RAdam([first, second])
+    group = optimizer.param_groups[0]
+    group["params"][0] = Shrinking(torch.ones(3))
+    with contextlib.suppress(Exception):
+        optimizer.step()
+    group["params"][:] = [first, second]
+    for param in (first, second):
+        param.grad = torch.ones(3)
+    optimizer.step()
+    assert torch.equal(first, second)
+
+
+def test_counts_that_are_one_python_number_are_counts_of_their_own() -> None:
+    optimizer = RAdam([nn.Parameter(torch.ones(3)) for _ in range(3)])
+    step(optimizer, 0)
+    for param in params_of(optimizer):
+        optimizer.state[param]["step"] = 5
+    for seed in (1, 2):
+        step(optimizer, seed)
+    assert [optimizer.state[param]["step"].item() for param in params_of(optimizer)] == [7.0] * 3
+
+
+def test_a_wrapped_parameter_twice_in_a_group_is_stepped_twice() -> None:
+    both = nn.Parameter(Wrapped(torch.ones(4))), nn.Parameter(torch.ones(4))
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        wrapped, plain = (RAdam([param, param], lr=0.1) for param in both)
+    for seed in range(5):
+        for optimizer in (wrapped, plain):
+            optimizer.param_groups[0]["params"][0].grad = None
+        gradient = random(seed, (4,), torch.float32)
+        plain.param_groups[0]["params"][0].grad = gradient
+        wrapped.param_groups[0]["params"][0].grad = Wrapped(gradient)
+        plain.step()
+        wrapped.step()
+    (ours,), (expected,) = ({id(p): p for p in params_of(o)}.values() for o in (wrapped, plain))
+    assert wrapped.state[ours]["step"] == plain.state[expected]["step"] == 10
+    assert_near(ours.elem if hasattr(ours, "elem") else ours, expected, "the parameter")
+
+
+def test_what_an_operation_would_refuse_is_refused_before_anything_is_stepped() -> None:
+    leaf = torch.ones(3, requires_grad=True)
+    good = torch.ones(3, requires_grad=True).clone()
+    optimizer = RAdam([good, leaf.view(3)], differentiable=True)
+    for param in params_of(optimizer):
+        param.retain_grad()
+        param.grad = torch.ones(3)
+    before = tensor_bits(good.detach())
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        optimizer.step()
+    assert tensor_bits(good.detach()) == before
+
+
+def test_counts_go_on_beyond_float32_while_a_mode_watches() -> None:
+    optimizer = RAdam([nn.Parameter(torch.ones(3))])
+    step(optimizer, 0)
+    (param,) = params_of(optimizer)
+    optimizer.state[param]["step"] = torch.tensor(2.0**24 - 1)
+    with FlopCounterMode(display=False):
+        for seed in (1, 2, 3):
+            step(optimizer, seed)
+    assert optimizer.state[param]["step"].item() == 2**24 + 2

@@ -70,35 +70,40 @@ private:
 
 }  // namespace
 
-nb::tuple collect(const nb::list& params, nb::handle state, const nb::tuple& keys) {
-    const std::size_t count = params.size(), width = keys.size();
+nb::tuple collect(const nb::list& list, nb::handle state, const nb::tuple& keys) {
+    // A getter may change the list, but not this.
+    const nb::object params = nb::steal<nb::object>(PyList_AsTuple(list.ptr()));
+    if (!params.is_valid()) throw nb::python_error();
+    const std::size_t count = nb::len(params), width = keys.size();
+    const auto param = [&](std::size_t i) { return PyTuple_GetItem(params.ptr(), static_cast<Py_ssize_t>(i)); };
     const nb::object grad_name = nb::steal<nb::object>(PyUnicode_InternFromString("grad"));
     Column grads(count);
     std::vector<Column> columns;
     for (std::size_t k = 0; k < width; ++k) columns.emplace_back(count);
     for (std::size_t i = 0; i < count; ++i) {
-        const nb::object param = nb::borrow<nb::object>(params[i]);  // a getter may change the list
-        const nb::object grad = nb::steal<nb::object>(PyObject_GetAttr(param.ptr(), grad_name.ptr()));
+        const nb::object grad = nb::steal<nb::object>(PyObject_GetAttr(param(i), grad_name.ptr()));
         if (!grad.is_valid()) throw nb::python_error();
         grads.put(i, grad.ptr());
     }
     nb::list fresh;
     std::size_t present = 0;
+    const nb::ft_object_guard guard(state);
     Walk walk(state);
     for (std::size_t i = 0; i < count; ++i) {
         if (grads.at(i) == Py_None) continue;
         ++present;
         nb::object held, held_value;
-        PyObject* const found = walk.find(nb::handle(params[i]).ptr(), held);
-        bool whole = found != nullptr;
+        const nb::object found = nb::borrow<nb::object>(walk.find(param(i), held));
+        bool whole = found.is_valid();
         for (std::size_t k = 0; whole && k < width; ++k) {
-            PyObject* const value = entry(found, keys[k].ptr(), held_value);
+            PyObject* const value = entry(found.ptr(), keys[k].ptr(), held_value);
             if (value != nullptr) columns[k].put(i, value);
             whole = value != nullptr;
         }
         if (!whole) fresh.append(i);
     }
     nb::list out;
+    out.append(params);
     out.append(grads.take());
     for (Column& column : columns) out.append(column.take());
     out.append(fresh);

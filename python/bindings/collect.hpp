@@ -5,9 +5,9 @@
 
 namespace radam::python {
 
-// (grads, one tuple per key, fresh, count): tuples parallel to params with what param.grad and state[param][key] hold.
-// A parameter without a gradient has None throughout. fresh lists the indices of those with a gradient whose state
-// lacks a key, None in those tuples too; count says how many have a gradient.
+// (params, grads, one tuple per key, fresh, count): the parameters, and parallel to them what param.grad and
+// state[param][key] hold; None where there is no gradient, and in the tuples of keys where there is no such entry.
+// fresh lists the indices of those with a gradient whose state lacks a key; count says how many have a gradient.
 nanobind::tuple collect(const nanobind::list& params, nanobind::handle state, const nanobind::tuple& keys);
 
 }  // namespace radam::python

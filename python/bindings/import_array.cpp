@@ -141,6 +141,7 @@ void Imports::release() noexcept {
     buffers_.clear();
     owned_.clear();
     strides_.clear();
+    seen_[0] = seen_[1] = {};  // a type may die, and another one take its address
 }
 
 const Reader& Imports::reader_of(PyObject* object) {

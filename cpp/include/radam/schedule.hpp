@@ -104,10 +104,10 @@ struct ScheduledStep {
 RADAM_INLINE float next_below(float x) noexcept { return x * 0x1.fffffep-1f; }
 RADAM_INLINE double next_below(double x) noexcept { return x * 0x1.fffffffffffffp-1; }
 
-// fp32 arithmetic: float(beta) and float(1 - beta) do not add up to one; beta_low holds what is missing. That of beta2 is
-// always above zero: v is infinite once the square of a finite gradient was, and 0 * inf or inf - inf would be NaN.
-// v is flushed only where the rounded eps, or eps_root, hides any v below the smallest normal number: where that is
-// less than half an ulp of eps after the root, or of eps_root before it.
+// fp32 arithmetic: float(beta) and float(1 - beta) do not add up to one; beta_low holds what is missing. That of beta2
+// is above zero wherever beta2 is: v is infinite once the square of a finite gradient was, and 0 * inf would be NaN. v
+// is flushed only where the rounded eps, or eps_root, hides any v below the smallest normal number: where that is less
+// than half an ulp of eps after the root, or of eps_root before it.
 RADAM_INLINE Coefficients<float> round_to_float(const Coefficients<double>& c) noexcept {
     Coefficients<float> f;
     f.grad_scale = static_cast<float>(c.grad_scale);

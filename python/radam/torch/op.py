@@ -78,7 +78,7 @@ def recorded(groups: Sequence[Mapping[str, Any]], convention: Convention, nonfin
     """Return the settings of now as a string, which an operator can take."""
     entries = []
     for group in groups:
-        entry = {key: group[key] for key in LATER} | {key: group[key] for key in REQUIRED}
+        entry = {key: bool(group[key]) for key in LATER} | {key: group[key] for key in REQUIRED}
         for key in ("lr", "eps", "weight_decay"):
             entry[key] = float(group[key])
         entries.append({**entry, "betas": [float(beta) for beta in group["betas"]]})

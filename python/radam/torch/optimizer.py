@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import _get_capturable_supported_devices
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _step
 from ..conventions import CONVENTIONS, Convention, find_convention
-from . import op, run, settings, state
+from . import op, rules, run, settings, state
 from .unwrap import local_in_graph
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -109,6 +109,7 @@ class RAdam(torch.optim.Optimizer):
         self._is_made = False
         super().__init__(params, defaults)
         self._is_made = True
+        self._note_params()
         for group in self.param_groups:
             self._warn_if_never_rectified(group)
 
@@ -150,8 +151,8 @@ class RAdam(torch.optim.Optimizer):
         settings.is_decoupled(group, self.convention)
         self.param_groups.append(group)
         if self._is_made:
+            self._note_params()
             self._warn_if_never_rectified(group)
-        self._note_params()
 
     def _warn_if_never_rectified(self, group: Mapping[str, Any]) -> None:
         beta2, threshold = float(group["betas"][1]), self.convention.threshold
@@ -159,7 +160,7 @@ class RAdam(torch.optim.Optimizer):
             warnings.warn(
                 f"with betas[1]={beta2} rho never exceeds {threshold:g}, so that no step is ever rectified",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=_callers(),
             )
 
     # ---- steps
@@ -180,7 +181,7 @@ class RAdam(torch.optim.Optimizer):
             FloatingPointError: with nonfinite="raise", if a gradient holds an inf or a NaN.
             After any of them every parameter, moment and step count is what it was.
         """
-        self._accelerator_graph_capture_health_check()
+        rules.check_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -213,14 +214,18 @@ class RAdam(torch.optim.Optimizer):
         if found_inf is not None and float(found_inf) != 0:
             self.skipped_steps += 1
             return None
-        return 1.0 if grad_scale is None else 1.0 / float(grad_scale)
+        if grad_scale is None:
+            return 1.0
+        if not float(grad_scale) > 0:
+            raise ValueError(f"grad_scale must be above 0, got {float(grad_scale)}")
+        return 1.0 / float(grad_scale)
 
     def _take_step(self) -> None:
         scale = self._grad_scale() if self.fused_amp else 1.0
         if scale is None:
             return
         happened: bool | None = None
-        if self._all_plain and not self._any_inference and not _is_watched() and not _is_transformed():
+        if self._all_plain and not self._any_inference and not rules.is_watched() and not rules.is_transformed():
             happened = run.as_they_are(self.param_groups, self.state, self._settings, self.nonfinite, scale)
         if happened is None:
             happened = self._take_careful_step(scale)
@@ -247,45 +252,49 @@ class RAdam(torch.optim.Optimizer):
             if not found[-1]:
                 continue
             if found[-2]:
-                fresh.add(group, found[-2])
+                fresh.add(group, number, found[-2])
                 self._note_params()
                 found = _step.collect(group["params"], self.state, state.KEYS)
-            grads, exp_avgs, exp_avg_sqs, steps, _, _ = found
-            batches.append(run.Batch(number, group, group["params"], grads, exp_avgs, exp_avg_sqs, steps, scale))
+            params, grads, exp_avgs, exp_avg_sqs, steps, _, _ = found
+            batches.append(run.Batch(number, group, params, grads, exp_avgs, exp_avg_sqs, steps, scale))
         return batches
 
     def _run(self, batches: list[run.Batch]) -> bool:
-        if self._any_inference and not torch.is_inference_mode_enabled():
-            _refuse_inference(batches)
-        if batches and _is_transformed():
+        if self._any_inference:
+            rules.refuse_inference(batches)
+        if batches and rules.is_transformed():
             with torch.no_grad():
-                batches[0].params[0].mul_(1)  # torch.func.grad refuses to change what it has not seen made
-        watched = _is_watched() and not any(batch.group["differentiable"] for batch in batches)
+                batches[0].changed()[0].mul_(1)  # torch.func.grad refuses to change what it has not seen made
+        watched = rules.is_watched() and not any(batch.group["differentiable"] for batch in batches)
         if batches and (watched or all(run.stand_ins(batches))):
             return self._run_watched(batches)
         self._all_plain = run.all_plain(batches)
         return self._run_apart(batches)
 
-    def _run_apart(self, batches: list[run.Batch], check_only: bool = False) -> bool:
+    def _run_apart(self, batches: list[run.Batch]) -> bool:
+        counts = self._prepared(batches)
+        return run.taken_apart(
+            batches, self._settings, self.nonfinite, self.defaults["differentiable"], on_commit=counts.keep
+        )
+
+    def _prepared(self, batches: list[run.Batch]) -> state.MendedCounts:
+        """Check what only Python can, and give the batches step counts that can be advanced."""
         counts = state.MendedCounts(self.state)
         for batch in batches:
             settings.check_numbers(batch.group, f"group {batch.number}")
-            batch.steps = counts.of(batch.number, batch.group["params"], batch.steps)
-            _check_capturable(batch)
-        if check_only:
-            return run.is_possible(batches, self._settings, self.nonfinite)
-        happened = run.taken_apart(batches, self._settings, self.nonfinite, self.defaults["differentiable"])
-        if happened:
-            counts.keep()
-        return happened
+            batch.steps = counts.of(batch.group, batch.number, batch.steps)
+            rules.check_capturable(batch)
+        return counts
 
     def _run_watched(self, batches: list[run.Batch]) -> bool:
         """Step while a mode of PyTorch's watches, or replaces, every operation; or tensors without values."""
+        counts = None
         if not any(run.stand_ins(batches)):
-            batches[0].params[0].detach()  # FakeTensorMode refuses a real tensor
+            batches[0].changed()[0].detach()  # FakeTensorMode refuses a real tensor
             # PyTorch notes the change before the operator runs, so that all must be known to be well by then.
             with _disable_current_modes():
-                if not self._run_apart(batches, check_only=True):
+                counts = self._prepared(batches)
+                if not run.is_possible(batches, self._settings, self.nonfinite):
                     return False
         items = [item for batch in batches for item in run.items_of(batch)]
         lists = [list(column) for column in zip(*(item.memory for item in items))]
@@ -293,6 +302,8 @@ class RAdam(torch.optim.Optimizer):
         recorded = op.recorded(self.param_groups, self.convention, self.nonfinite, batches[0].grad_scale)
         with torch.no_grad():
             op.step_(*lists, places, self._handle, recorded)
+        if counts is not None:
+            counts.keep()
         # Of DTensors and the like the operator saw only what they hold.
         torch.autograd.graph.increment_version([tensor for batch in batches for tensor in batch.changed()])
         return True
@@ -310,7 +321,7 @@ class RAdam(torch.optim.Optimizer):
                 if param.grad is None:
                     continue
                 if "step" not in entry:
-                    entry.update(state.create(param, capturable=False))
+                    entry.update(state.create(param, self.defaults["capturable"]))
                 tensors = local_in_graph(param, param.grad, entry["exp_avg"], entry["exp_avg_sq"], entry["step"])
                 for column, tensor in zip(lists, tensors):
                     column.append(tensor)
@@ -413,31 +424,9 @@ class RAdam(torch.optim.Optimizer):
         self._note_params()
 
 
-def _is_watched() -> bool:
-    """Whether a mode of PyTorch's (a fake one, a tracer, a counter) sees every operation."""
-    return torch._C._len_torch_dispatch_stack() > 0
-
-
-def _is_transformed() -> bool:
-    """Whether this runs inside torch.func.grad, vmap and the like."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _check_capturable(batch: run.Batch) -> None:
-    """Hold a capturable group to torch's rule."""
-    if not batch.group["capturable"]:
-        return
-    supported = _get_capturable_supported_devices(supports_xla=not batch.group["foreach"])
-    for param, step in zip(batch.params, batch.steps):
-        if step is not None and not (param.device.type == step.device.type and param.device.type in supported):
-            raise AssertionError(
-                f"If capturable=True, params and state_steps must be on supported devices: {supported}."
-            )
-
-
-def _refuse_inference(batches: list[run.Batch]) -> None:
-    """Raise torch's error for an inference tensor."""
-    for tensor in (tensor for batch in batches for tensor in batch.changed()):
-        if tensor.is_inference():
-            with torch.no_grad():
-                tensor.add_(0)
+def _callers() -> int:
+    """Return the stacklevel, for who calls this, of the first function that is neither radam's nor PyTorch's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("radam", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level

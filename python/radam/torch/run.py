@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .. import _law, _step
-from .settings import Settings
+from .. import _step
+from .law_step import LawStep
+from .settings import Settings, name_of
 from .state import KEYS
 from .unwrap import Memory, agreed, is_native, memory_of, meshes_of
 
@@ -60,7 +60,7 @@ class Item:
     @property
     def name(self) -> str:
         """Return how messages call it."""
-        return f"parameter {self.place} of group {self.batch.number}"
+        return name_of(self.batch.group, self.batch.number, self.place)
 
 
 def _plan(
@@ -103,15 +103,14 @@ def as_they_are(
     changed: list[Tensor] = []
     try:
         for group in groups:
-            params = group["params"]
-            grads, exp_avgs, exp_avg_sqs, steps, fresh, count = _step.collect(params, state, KEYS)
+            params, grads, exp_avgs, exp_avg_sqs, steps, fresh, count = _step.collect(group["params"], state, KEYS)
             if fresh or (count and (group["differentiable"] or group["capturable"])):
                 return None
             if not count:
                 plans.append(_NOTHING)  # keeps its place, by which messages call it
                 continue
             hyperparameters = settings.of(group, grad_scale)
-            plans.append(_plan(hyperparameters, group, tuple(params), grads, exp_avgs, exp_avg_sqs, steps))
+            plans.append(_plan(hyperparameters, group, params, grads, exp_avgs, exp_avg_sqs, steps))
             written = (params, exp_avgs, exp_avg_sqs)
             if count == len(params):
                 for tensors in written:
@@ -144,15 +143,24 @@ def taken_apart(
     nonfinite: str,
     differentiable: bool = False,
     check_only: bool = False,
+    on_commit: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Step tensors of any kind: complex, distributed, subclasses, on other devices, the same one twice."""
+    """Step tensors of any kind: complex, distributed, subclasses, on other devices, the same one twice.
+
+    on_commit is called when all is known to be well and nothing has changed yet.
+    """
     items = [item for batch in batches for item in items_of(batch)]
     for item in items:
         item.differentiable = differentiable and item.batch.group["differentiable"]
         item.by_kernel = not item.differentiable and all(map(is_native, item.memory))
     kernel = [item for item in items if item.by_kernel]
     by_law = [item for item in items if not item.by_kernel]
-    pending = [_LawStep(item, settings) for item in by_law]
+    first, *later = _turns(by_law) or [[]]
+
+    def law_step(item: Item) -> LawStep:
+        return LawStep(item.memory, item.batch.group, item.name, settings, item.batch.grad_scale, item.differentiable)
+
+    steps = [law_step(item) for item in first]
     if nonfinite != "propagate":
         meshes = meshes_of(tensor for batch in batches for tensor in batch.changed())
         if not _are_finite(items if meshes else by_law, meshes, nonfinite):
@@ -160,9 +168,14 @@ def taken_apart(
         if meshes:
             nonfinite = "propagate"  # decided, for all processes
 
+    if not check_only:
+        for step in steps:
+            step.compute()
+
     def commit() -> None:
         if check_only:
             raise _AllIsWell
+        on_commit()
         increment_version([tensor for batch in batches for tensor in batch.changed()])
 
     bump: Callable[[], None] | None = commit
@@ -179,8 +192,12 @@ def taken_apart(
         if not _step.step(tuple(plans), nonfinite, bump):
             return False
         bump = None
-    for step in pending:
-        step.take()
+    for step in steps:
+        step.write()
+    for turn in later:
+        for step in map(law_step, turn):
+            step.compute()
+            step.write()
     return True
 
 
@@ -235,50 +252,3 @@ def _are_finite(items: Sequence[Item], meshes: Sequence[Any], nonfinite: str) ->
         whose = f"the gradient of {bad.name}" if bad else "a gradient in another process"
         raise FloatingPointError(f"{whose} holds an inf or a NaN; nothing was changed (nonfinite='raise')")
     return finite
-
-
-class _LawStep:
-    """A step in tensor operations: where it is differentiated, and on devices without a kernel."""
-
-    def __init__(self, item: Item, settings: Settings) -> None:
-        """Check everything; take() only computes."""
-        self._memory, self._watched = item.memory, item.differentiable
-        group, param, lr = item.batch.group, item.memory.param, item.batch.group["lr"]
-        for role, tensor in zip(("the gradient", "exp_avg", "exp_avg_sq"), item.memory[1:]):
-            for what, found, wanted in (
-                ("has shape", tuple(tensor.shape), tuple(param.shape)),
-                ("is on", tensor.device, param.device),
-            ):
-                if found != wanted:
-                    raise ValueError(f"{role} of {item.name} {what} {found}, the parameter {wanted}")
-        if self._watched and param.is_leaf and param.requires_grad:
-            raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
-        if not param.is_floating_point():
-            raise TypeError(f"{item.name} has dtype {param.dtype}; accepted are floating-point and complex ones")
-        taken = float(item.memory.step)
-        if not (taken >= 0 and taken == int(taken)):
-            raise ValueError(f"the step count of {item.name} is {taken}, no whole number of steps")
-        self._t = int(taken) + 1
-        wide = param.dtype is torch.float64
-        self._dtype = torch.float64 if wide else torch.float32
-        for key in ("betas", "eps", "weight_decay"):
-            values = group[key] if key == "betas" else (group[key],)
-            if self._watched and any(isinstance(value, Tensor) and value.requires_grad for value in values):
-                raise ValueError(f"{key} of group {item.batch.number} requires grad; only lr can be differentiated")
-        is_traced = self._watched and isinstance(lr, Tensor)
-        settings.of(group, item.batch.grad_scale)  # checks the true lr too
-        hyperparameters = settings.of(group, item.batch.grad_scale, lr=1.0 if is_traced else None)
-        c: Mapping[str, Any] = _step.coefficients(hyperparameters, self._t, "float64" if wide else "float32")
-        self._c = _law.at_learning_rate(c, lr.reshape(()), float(group["weight_decay"])) if is_traced else c
-
-    def take(self) -> None:
-        """Compute and write; autograd watches a differentiable group."""
-        param, grad, exp_avg, exp_avg_sq, step = self._memory
-        with torch.set_grad_enabled(self._watched):
-            # A clone, for autograd may keep p for its product with a traced lr, and p changes in place below.
-            old = (x.to(self._dtype) for x in (param.clone() if self._watched else param, grad, exp_avg, exp_avg_sq))
-            new = _law.update(torch, self._c, *old)
-            for tensor, value in zip((param, exp_avg, exp_avg_sq), new):
-                tensor.copy_(value)
-        with torch.no_grad():
-            step.fill_(self._t)

@@ -13,10 +13,21 @@ from .._step import Hyperparameters
 from ..conventions import Convention
 
 REQUIRED = ("lr", "betas", "eps", "weight_decay")
-LATER = {"foreach": None, "maximize": False, "capturable": False, "decoupled_weight_decay": False} | {
-    "differentiable": False
+LATER = {
+    "foreach": None,
+    "maximize": False,
+    "capturable": False,
+    "decoupled_weight_decay": False,
+    "differentiable": False,
 }
 """What groups of older checkpoints lack, and what it was then."""
+
+
+def name_of(group: Mapping[str, Any], number: int, place: int) -> str:
+    """Return how messages call a parameter: by its place, and by its name where it has one."""
+    names = group.get("param_names") or ()
+    name = f" ({names[place]!r})" if place < len(names) else ""
+    return f"parameter {place}{name} of group {number}"
 
 
 def check(group: Mapping[str, Any]) -> None:

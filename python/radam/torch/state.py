@@ -54,7 +54,7 @@ class Fresh:
         self._state = state
         self._made: list[tuple[Tensor, list[str]]] = []
 
-    def add(self, group: Mapping[str, Any], indices: Iterable[int]) -> None:
+    def add(self, group: Mapping[str, Any], number: int, indices: Iterable[int]) -> None:
         """Make the states that parameters of a group lack."""
         for i in indices:
             param = group["params"][i]
@@ -66,7 +66,8 @@ class Fresh:
                 continue  # the same parameter again
             if present:
                 missing = next(key for key in KEYS if key not in present)
-                raise ValueError(f"the state of parameter {i} has {present[0]!r} but no {missing!r}")
+                name = settings.name_of(group, number, i)
+                raise ValueError(f"the state of {name} has {present[0]!r} but no {missing!r}")
             made = create(param, group["capturable"])
             if entry is None:
                 entry = self._state[param] = {}
@@ -92,19 +93,20 @@ class MendedCounts:
         self._state = state
         self._mended: list[tuple[Tensor, Tensor]] = []
 
-    def of(self, group: int, params: Iterable[Tensor], steps: Iterable[Any]) -> tuple[Any, ...]:
+    def of(self, group: Mapping[str, Any], number: int, steps: Iterable[Any]) -> tuple[Any, ...]:
         """Return the counts of a group as float tensors, wide enough for the next step. Their values stay."""
-        params = list(params)
+        params = group["params"]
         repeated = len(params) - len(set(map(id, params)))  # each takes another step
         known: dict[int, Tensor] = {}
         out = []
         for i, (param, step) in enumerate(zip(params, steps)):
             if step is not None:
-                what = f"the step count of parameter {i} of group {group}"
-                count = known.setdefault(id(step), _mended_count(step, what, repeated))
-                if count is not step:
-                    self._mended.append((param, count))
-                    step = count
+                if id(param) not in known:
+                    what = f"the step count of {settings.name_of(group, number, i)}"
+                    known[id(param)] = _mended_count(step, what, repeated)
+                    if known[id(param)] is not step:
+                        self._mended.append((param, known[id(param)]))
+                step = known[id(param)]
             out.append(step)
         return tuple(out)
 
@@ -116,13 +118,13 @@ class MendedCounts:
 
 def _mended_count(step: Any, what: str, more: int) -> Tensor:
     try:
-        tensor = step if isinstance(step, Tensor) else torch.tensor(step)
+        tensor = step if isinstance(step, Tensor) else torch.tensor(step, device="cpu")
         is_count = tensor.numel() == 1 and not tensor.is_complex()
     except (TypeError, ValueError, RuntimeError):
         is_count = False
     if not is_count:
         raise ValueError(f"{what} must be one number, got {step!r}")
-    if tensor.dtype is torch.float64 or (tensor.dtype is torch.float32 and tensor.device.type != "cpu"):
+    if tensor.dtype is torch.float64 or tensor.device.type in ("mps", "meta"):  # mps has no float64
         return tensor
     if tensor.item() + more >= MOST_FLOAT32:
         return tensor.to(torch.float64)
