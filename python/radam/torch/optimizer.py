@@ -24,6 +24,10 @@ NonFinite = Literal["propagate", "skip", "raise"]
 class RAdam(torch.optim.Optimizer):
     """Rectified Adam in place of torch.optim.RAdam: the same arguments, errors and checkpoints, and faster.
 
+    With m and v the moving averages of the gradient and its square, a step is p -= lr * r * sqrt(1 - beta2^t) /
+    (1 - beta1^t) * m / (sqrt(v) + eps) once it is rectified, and p -= lr * m / (1 - beta1^t) before; docs/design.md has
+    the whole law.
+
     Args:
         params: parameters, (name, parameter) pairs or group dicts, as in torch: float64, float32, bfloat16, float16 or
             complex tensors or DTensors of any shape and strides, on any device. CPU tensors go through radam's kernel,
@@ -37,7 +41,7 @@ class RAdam(torch.optim.Optimizer):
         foreach: accepted and ignored: one native call steps all parameters.
         maximize: go up the gradient instead of down.
         capturable: as in torch: only for parameters and step counts on devices that capture graphs.
-        differentiable: let gradients flow through the step.
+        differentiable: let gradients flow through the step, to parameters, gradients, moments and a Tensor lr.
         convention: whose reading of RAdam: a name in radam.CONVENTIONS or a radam.Convention.
         nonfinite: what an inf or NaN in a gradient does: "propagate" (as in IEEE arithmetic), "skip" the whole step, or
             "raise" FloatingPointError. The latter two change nothing; ``skipped_steps`` counts.
@@ -48,7 +52,7 @@ class RAdam(torch.optim.Optimizer):
         ValueError: if a hyperparameter is out of range, as torch.optim.RAdam raises it.
         TypeError: if params are no tensors.
 
-    A step happens wholly or not at all: after an error nothing has changed.
+    A step on the CPU happens wholly or not at all: after an error nothing has changed.
 
     >>> import torch
     >>> from radam.torch import RAdam
@@ -394,7 +398,7 @@ class RAdam(torch.optim.Optimizer):
 
         Raises:
             ValueError: naming what is missing, of the wrong shape, kind or value, or an entry "convention" that is not
-                this optimizer's; the optimizer is unchanged.
+                this optimizer's (a state without one, as torch's, loads under any); the optimizer is unchanged.
         """
         if isinstance(state_dict, Mapping):
             state_dict = dict(state_dict)
