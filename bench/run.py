@@ -1,6 +1,6 @@
 """Measure a step of radam beside the limit of the machine's memory and PyTorch's optimizers, in one interleaved run.
 
-    python bench/run.py                        the whole run: some 7 minutes on 2 cores
+    python bench/run.py                        the whole run: some 6 minutes on 2 cores
     python bench/run.py --quick                the same with small arrays, to try it out; the times mean nothing
     python bench/run.py --cases 33.5M,1000x64
 
