@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["wheel", "lint", "cpp", "tests"]
+nox.options.sessions = ["wheel", "lint", "cpp", "tests", "mutants"]
 nox.options.stop_on_first_error = False
 
 DIST = Path("build/dist")
@@ -74,7 +74,7 @@ def ecosystem(session: nox.Session) -> None:
     session.run("pytest", "tests/ecosystem", *session.posargs)
 
 
-@nox.session(default=False)
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Show that the tests fail on wrong optimizers; some minutes."""
     session.install(

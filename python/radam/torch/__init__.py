@@ -8,6 +8,13 @@
 >>> optimizer.step()
 """
 
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("radam.torch needs PyTorch: pip install torch", name="torch") from error
+
 from .optimizer import RAdam
+
+del torch
 
 __all__ = ["RAdam"]
