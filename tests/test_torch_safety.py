@@ -1462,3 +1462,66 @@ def test_counts_go_on_beyond_float32_while_a_mode_watches() -> None:
         for seed in (1, 2, 3):
             step(optimizer, seed)
     assert optimizer.state[param]["step"].item() == 2**24 + 2
+
+
+def test_states_that_are_taken_away_are_freed_by_the_next_step() -> None:
+    params = [nn.Parameter(torch.ones(3)) for _ in range(4)]
+    optimizer = RAdam(params)
+    step(optimizer, 0)
+    kept = [weakref.ref(optimizer.state[param]["exp_avg"]) for param in params]
+    for param in params[1:]:
+        del optimizer.state[param]
+    optimizer.param_groups[0]["params"] = params[:1]
+    step(optimizer, 1)
+    gc.collect()
+    assert [ref() is not None for ref in kept] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("key", ["maximize", "decoupled_weight_decay"])
+def test_a_tensor_flag_is_read_at_every_step(key: str) -> None:
+    results = []
+    for cls in (RAdam, torch.optim.RAdam):
+        param, flag = nn.Parameter(torch.ones(3)), torch.tensor(True)
+        optimizer = cls([param], lr=0.1, weight_decay=0.5)
+        optimizer.param_groups[0][key] = flag
+        for t in range(8):
+            if t == 3:
+                flag.fill_(False)
+            param.grad = torch.ones(3)
+            optimizer.step()
+        results.append(param)
+    assert_near(*results, "the parameter")
+
+
+@pytest.mark.parametrize("container", [tuple, nn.ParameterList])
+def test_params_may_be_held_in_any_sequence(container: Any) -> None:
+    results = []
+    for cls in (RAdam, torch.optim.RAdam):
+        params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+        optimizer = cls(params, lr=0.1)
+        optimizer.param_groups[0]["params"] = container(params)
+        for seed in range(7):
+            step(optimizer, seed)
+        results.append(params)
+    for ours, expected in zip(*results):
+        assert_near(ours, expected, "the parameter")
+
+
+def test_a_state_that_is_loaded_in_inference_mode_steps_outside_of_it() -> None:
+    optimizer = RAdam([nn.Parameter(torch.ones(3))])
+    step(optimizer, 0)
+    saved = copy.deepcopy(optimizer.state_dict())
+    with torch.inference_mode():
+        optimizer.load_state_dict(saved)
+    step(optimizer, 1)
+    assert optimizer.state[params_of(optimizer)[0]]["step"] == 2
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_text_is_no_learning_rate(steps: int) -> None:
+    optimizer = RAdam([nn.Parameter(torch.ones(3))])
+    for seed in range(steps):
+        step(optimizer, seed)
+    optimizer.param_groups[0]["lr"] = "0.01"
+    with pytest.raises(TypeError, match="lr must be a number"):
+        step(optimizer, 5)

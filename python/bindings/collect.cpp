@@ -70,9 +70,9 @@ private:
 
 }  // namespace
 
-nb::tuple collect(const nb::list& list, nb::handle state, const nb::tuple& keys) {
+nb::tuple collect(nb::handle list, nb::handle state, const nb::tuple& keys) {
     // A getter may change the list, but not this.
-    const nb::object params = nb::steal<nb::object>(PyList_AsTuple(list.ptr()));
+    const nb::object params = nb::steal<nb::object>(PySequence_Tuple(list.ptr()));
     if (!params.is_valid()) throw nb::python_error();
     const std::size_t count = nb::len(params), width = keys.size();
     const auto param = [&](std::size_t i) { return PyTuple_GetItem(params.ptr(), static_cast<Py_ssize_t>(i)); };

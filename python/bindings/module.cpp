@@ -142,7 +142,7 @@ NB_MODULE(_core, m) {
                   "commit: collections.abc.Callable[[], object] | None = None) -> bool"),
           "Check all groups, then step them; see step.hpp.");
     m.def("collect", &radam::python::collect, "params"_a, "state"_a, "keys"_a,
-          nb::sig("def collect(params: list[typing.Any], state: typing.Any, keys: tuple[str, ...]) "
+          nb::sig("def collect(params: collections.abc.Iterable[typing.Any], state: typing.Any, keys: tuple[str, ...]) "
                   "-> tuple[typing.Any, ...]"),
           "The gradients and states of parameters; see collect.hpp.");
     m.def("check_params", &radam::python::check_params, "groups"_a,

@@ -128,6 +128,7 @@ class RAdam(torch.optim.Optimizer):
 
     def _note_params(self) -> None:
         """Keep what a step needs to know of param_groups and state without looking at all of them."""
+        self._noted = len(self.state)
         self._params = [group["params"] for group in self.param_groups]
         made: dict[int, dict[str, Any]] = {}
         self._entries = [
@@ -228,6 +229,8 @@ class RAdam(torch.optim.Optimizer):
         scale = self._grad_scale() if self.fused_amp else 1.0
         if scale is None:
             return
+        if len(self.state) != self._noted:
+            self._note_params()  # somebody took parameters or states away, and may want their memory back
         happened: bool | None = None
         if self._all_plain and not self._any_inference and not rules.is_watched() and not rules.is_transformed():
             happened = run.as_they_are(self.param_groups, self.state, self._settings, self.nonfinite, scale)
@@ -346,6 +349,7 @@ class RAdam(torch.optim.Optimizer):
             if not self._run_apart(batches):
                 self.skipped_steps += 1
         self.state.update(fresh)
+        self._noted = len(self.state)
 
     def _check_traced(self, places: Iterable[tuple[int, int]]) -> dict[Tensor, dict[str, Any]]:
         """Refuse a graph that was made for other parameters or states; return the states that it makes itself."""

@@ -72,6 +72,8 @@ def _is_decoupled(convention: Convention, wanted: Any, weight_decay: float) -> b
 def _number(value: Any) -> float:
     if type(value) is float:
         return value
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"a hyperparameter must be a number, got {value!r}")
     return float(value.item() if isinstance(value, Tensor) else value)
 
 
@@ -102,7 +104,7 @@ class Settings:
             (_number(beta1), _number(beta2)),
             _number(group["eps"]),
             _number(group["weight_decay"]),
-            group["decoupled_weight_decay"],
-            group["maximize"],
+            bool(group["decoupled_weight_decay"]),
+            bool(group["maximize"]),
             grad_scale,
         )

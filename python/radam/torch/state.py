@@ -236,7 +236,8 @@ def _read_step(value: Any, what: str, param: Tensor, capturable: bool) -> Tensor
         raise ValueError(f"{what} must be one number, got {value!r}") from None
     if not (0 <= count < 2**53 and count == int(count)):
         raise ValueError(f"{what} must be a whole number of steps below 2^53, got {count!r}")
-    made = count_tensor(count, param, capturable)
+    with torch.inference_mode(False):
+        made = count_tensor(count, param, capturable)
     return made.to(value.dtype) if isinstance(value, Tensor) and value.dtype is torch.float64 else made
 
 
@@ -254,7 +255,8 @@ def _read_moment(value: Any, what: str, param: Tensor, is_square: bool) -> Tenso
             f"{what} is a {type(value).__name__}, the parameter a {type(param).__name__}; load sharded states with "
             "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
         )
-    with torch.no_grad():
+    # Normal tensors also where this runs in inference mode: they will be stepped outside of it.
+    with torch.inference_mode(False), torch.no_grad():
         if hasattr(param, "placements"):  # copy_ refuses some changes of them
             value = value.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
         made = new_moment(param).copy_(value)
