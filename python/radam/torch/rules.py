@@ -10,7 +10,7 @@ from torch.optim.optimizer import _get_capturable_supported_devices
 
 from .run import Batch
 
-# Renamed by PyTorch in 2.10 or so.
+# The second is its name in older versions.
 check_capture: Any = getattr(
     Optimizer, "_accelerator_graph_capture_health_check", getattr(Optimizer, "_cuda_graph_capture_health_check", None)
 )
