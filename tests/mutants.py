@@ -48,8 +48,8 @@ MUTANTS = (
     Mutant(
         "eps inside the root",
         "cpp/include/radam/update.hpp",
-        "n = n / (sqrt((F::amsgrad ? v_max : v) + c.eps_root) + c.eps);",
-        "n = n / sqrt((F::amsgrad ? v_max : v) + c.eps_root + c.eps);",
+        "n = n / (sqrt((form.amsgrad ? v_max : v) + c.eps_root) + c.eps);",
+        "n = n / sqrt((form.amsgrad ? v_max : v) + c.eps_root + c.eps);",
         LIKE_TORCH,
     ),
     Mutant(

@@ -40,10 +40,10 @@ void steps_as_the_scalar_law_does() {
             for (std::size_t i = 0; i < n; ++i) {
                 float unused = 0.0f;
                 if (step.mode == radam::Mode::rectified)
-                    radam::update<radam::Form<radam::Mode::rectified, true, false, false>>(b.p[i], b.g[i], b.m[i],
+                    radam::update(radam::Form<radam::Mode::rectified, true, false, false>{}, b.p[i], b.g[i], b.m[i],
                                                                                            b.v[i], unused, step.f32);
                 else
-                    radam::update<radam::Form<radam::Mode::momentum, true, false, false>>(b.p[i], b.g[i], b.m[i],
+                    radam::update(radam::Form<radam::Mode::momentum, true, false, false>{}, b.p[i], b.g[i], b.m[i],
                                                                                           b.v[i], unused, step.f32);
             }
         }

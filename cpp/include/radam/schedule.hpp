@@ -134,7 +134,7 @@ RADAM_INLINE Coefficients<float> round_to_float(const Coefficients<double>& c) n
 // False where hyperparameters that are finite in double give coefficients that are not, in double or rounded to float.
 template <class T>
 RADAM_INLINE bool is_finite(const Coefficients<T>& c) noexcept {
-    const T most = std::numeric_limits<T>::max();
+    constexpr T most = std::numeric_limits<T>::max();
     return abs(c.grad_scale) <= most && abs(c.coupled_decay) <= most && abs(c.param_decay) <= most &&
            abs(c.step_size) <= most && c.eps <= most && c.eps_root <= most;
 }
@@ -179,6 +179,35 @@ RADAM_INLINE ScheduledStep schedule(const Hyperparameters& h, std::int64_t t) no
     c.v_floor = (c.eps_root == 0.0 && c.eps >= 0x1p-458) || c.eps_root >= 0x1p-969 ? 0x1p-1022 : 0.0;
     step.f32 = round_to_float(c);
     return step;
+}
+
+namespace detail {
+
+template <Mode mode, class F>
+RADAM_INLINE void visit_flags(const ScheduledStep& step, F f) noexcept {
+    constexpr bool moves = mode != Mode::moments_only;  // nesterov changes p alone
+    switch ((step.coupled ? 1 : 0) | (step.amsgrad ? 2 : 0) | (moves && step.nesterov ? 4 : 0)) {
+        case 0: return f(Form<mode, false, false, false>{});
+        case 1: return f(Form<mode, true, false, false>{});
+        case 2: return f(Form<mode, false, true, false>{});
+        case 3: return f(Form<mode, true, true, false>{});
+        case 4: return f(Form<mode, false, false, moves>{});
+        case 5: return f(Form<mode, true, false, moves>{});
+        case 6: return f(Form<mode, false, true, moves>{});
+        case 7: return f(Form<mode, true, true, moves>{});
+    }
+}
+
+}  // namespace detail
+
+// Calls f(Form<...>{}) for the form of the law that a step takes.
+template <class F>
+RADAM_INLINE void visit_form(const ScheduledStep& step, F f) noexcept {
+    switch (step.mode) {
+        case Mode::rectified: return detail::visit_flags<Mode::rectified>(step, f);
+        case Mode::momentum: return detail::visit_flags<Mode::momentum>(step, f);
+        case Mode::moments_only: return detail::visit_flags<Mode::moments_only>(step, f);
+    }
 }
 
 }  // namespace radam

@@ -111,29 +111,12 @@ void sweep_form(const Tile& tile) noexcept {
         V v = Extent::template load<Isa>(s.v + i, n);
         V v_max = v;
         if constexpr (F::amsgrad) v_max = Extent::template load<Isa>(s.v_max + i, n);
-        update<F>(p, V(Extent::template load<Isa>(s.g + i, n)), m, v, v_max, c);
+        update(F{}, p, V(Extent::template load<Isa>(s.g + i, n)), m, v, v_max, c);
         if constexpr (F::mode != Mode::moments_only) Extent::template store<Isa>(s.p + i, p, n);
         Extent::template store<Isa>(s.m + i, m, n);
         Extent::template store<Isa>(s.v + i, v, n);
         if constexpr (F::amsgrad) Extent::template store<Isa>(s.v_max + i, v_max, n);
     });
-}
-
-template <class Isa, Mode mode, class Param, class Grad>
-void sweep_mode(const Tile& tile) noexcept {
-    const ScheduledStep& step = *tile.slot->step;
-    constexpr bool moves = mode != Mode::moments_only;  // nesterov changes p alone
-    const int form = (step.coupled ? 1 : 0) | (step.amsgrad ? 2 : 0) | (moves && step.nesterov ? 4 : 0);
-    switch (form) {
-        case 0: return sweep_form<Isa, Form<mode, false, false, false>, Param, Grad>(tile);
-        case 1: return sweep_form<Isa, Form<mode, true, false, false>, Param, Grad>(tile);
-        case 2: return sweep_form<Isa, Form<mode, false, true, false>, Param, Grad>(tile);
-        case 3: return sweep_form<Isa, Form<mode, true, true, false>, Param, Grad>(tile);
-        case 4: return sweep_form<Isa, Form<mode, false, false, moves>, Param, Grad>(tile);
-        case 5: return sweep_form<Isa, Form<mode, true, false, moves>, Param, Grad>(tile);
-        case 6: return sweep_form<Isa, Form<mode, false, true, moves>, Param, Grad>(tile);
-        case 7: return sweep_form<Isa, Form<mode, true, true, moves>, Param, Grad>(tile);
-    }
 }
 
 }  // namespace detail
@@ -144,11 +127,9 @@ void sweep(const Tile& tile) noexcept {
     visit_pair(tile.slot->param_dtype, tile.slot->grad_dtype, [&](auto p, auto g) noexcept {
         using Param = typename decltype(p)::type;
         using Grad = typename decltype(g)::type;
-        switch (tile.slot->step->mode) {
-            case Mode::rectified: return detail::sweep_mode<Isa, Mode::rectified, Param, Grad>(tile);
-            case Mode::momentum: return detail::sweep_mode<Isa, Mode::momentum, Param, Grad>(tile);
-            case Mode::moments_only: return detail::sweep_mode<Isa, Mode::moments_only, Param, Grad>(tile);
-        }
+        visit_form(*tile.slot->step, [&](auto form) noexcept {
+            detail::sweep_form<Isa, decltype(form), Param, Grad>(tile);
+        });
     });
 }
 

@@ -20,7 +20,8 @@ namespace radam {
 
 enum class Mode { rectified, momentum, moments_only };
 
-// What is chosen once per call, never per element: 0 * inf must not make a NaN.
+// What is chosen once per call, never per element: 0 * inf must not make a NaN. For vectors at compile time, by this;
+// anything else that says the same, a ScheduledStep for one, chooses at run time.
 template <Mode mode_, bool coupled_, bool amsgrad_, bool nesterov_>
 struct Form {
     static constexpr Mode mode = mode_;
@@ -73,20 +74,20 @@ RADAM_INLINE float select(bool which, float yes, float no) noexcept { return whi
 RADAM_INLINE double select(bool which, double yes, double no) noexcept { return which ? yes : no; }
 
 template <class F, class V>
-RADAM_INLINE void update(V& p, V g, V& m, V& v, V& v_max, const Coefficients<V>& c) noexcept {
+RADAM_INLINE void update(const F& form, V& p, V g, V& m, V& v, V& v_max, const Coefficients<V>& c) noexcept {
     g = c.grad_scale * g;
-    if constexpr (F::coupled) g = fma(c.coupled_decay, p, g);
+    if (form.coupled) g = fma(c.coupled_decay, p, g);
 
     m = fma(c.beta1, m, fma(c.beta1_low, m, c.one_minus_beta1 * g));
     v = fma(c.beta2, v, fma(c.beta2_low, v, (c.one_minus_beta2 * g) * g));
     m = select(abs(m) < c.m_floor, V(0), m);
     v = select(v < c.v_floor, V(0), v);
-    if constexpr (F::amsgrad) v_max = select(v_max >= v, v_max, v);
+    if (form.amsgrad) v_max = select(v_max >= v, v_max, v);
 
-    if constexpr (F::mode != Mode::moments_only) {
+    if (form.mode != Mode::moments_only) {
         V n = m;
-        if constexpr (F::nesterov) n = fma(c.nesterov_m, m, c.nesterov_g * g);
-        if constexpr (F::mode == Mode::rectified) n = n / (sqrt((F::amsgrad ? v_max : v) + c.eps_root) + c.eps);
+        if (form.nesterov) n = fma(c.nesterov_m, m, c.nesterov_g * g);
+        if (form.mode == Mode::rectified) n = n / (sqrt((form.amsgrad ? v_max : v) + c.eps_root) + c.eps);
         // Not -c.step_size: xsimd's minus on AVX-512 is 0 - x, which loses the sign of zero.
         p = fma(V(-1) * c.step_size, n, c.param_decay * p);
     }
