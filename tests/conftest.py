@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 import radam
 from radam import _core
+from stand_in_library import compiled_stand_in, stand_in  # noqa: F401
 
 settings.register_profile(
     "radam", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

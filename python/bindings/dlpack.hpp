@@ -52,7 +52,7 @@ struct ExchangeApi {
     void (*managed_from_object)();
     void (*managed_to_object)();
     int (*tensor_from_object)(void* object, Tensor* out);  // 0, or -1 with a Python error set
-    void (*current_work_stream)();
+    int (*current_work_stream)(std::int32_t device_type, std::int32_t device_id, void** out);
 };
 
 }  // namespace radam::python::dlpack

@@ -7,6 +7,9 @@
 
 #include <atomic>
 #include <cstring>
+#include <optional>
+
+#include "cuda_library.hpp"
 
 namespace nb = nanobind;
 
@@ -113,6 +116,42 @@ void check_dims(std::int64_t ndim, const Where& where) {
                  "has " + std::to_string(ndim) + " dimensions; at most " + std::to_string(most_dims) + " are taken");
 }
 
+void check_number(const Array& array, const Where& where) {
+    if (element_count(array.layout) != 1) refuse_value(where, "must hold one number");
+    if (array.dtype != DType::fp64 && array.dtype != DType::fp32) refuse_value(where, "must be float32 or float64");
+}
+
+// Streams as DLPack counts them, where 0 is none: the legacy default stream is 1.
+void* const legacy_stream = nullptr;
+std::uintptr_t stream_number(void* stream) noexcept {
+    return stream == legacy_stream ? 1 : reinterpret_cast<std::uintptr_t>(stream);
+}
+
+std::optional<int> cuda_device_of(const nb::object& source) {
+    if (!nb::hasattr(source, "__dlpack_device__")) return std::nullopt;
+    const nb::object device = source.attr("__dlpack_device__")();
+    const int type = nb::cast<int>(nb::int_(device[0]));
+    if (type != dlpack::cuda && type != dlpack::cuda_managed) return std::nullopt;
+    return nb::cast<int>(nb::int_(device[1]));
+}
+
+// The stream that the framework of an array works on now; the legacy default stream, which waits for all others and
+// they for it, where nothing is known of the framework.
+void* current_stream(const nb::object& source, int device) {
+    const nb::object modules = nb::module_::import_("sys").attr("modules");
+    for (const nb::handle base : nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(source.ptr()))).attr("__mro__")) {
+        const std::string module = nb::cast<std::string>(nb::str(base.attr("__module__")));
+        const std::string root = module.substr(0, module.find('.'));
+        if (root == "torch" || root == "cupy") {
+            const nb::object cuda = modules[root.c_str()].attr("cuda");
+            const nb::object stream = root == "torch" ? cuda.attr("current_stream")(device).attr("cuda_stream")
+                                                      : cuda.attr("get_current_stream")(device).attr("ptr");
+            return reinterpret_cast<void*>(nb::cast<std::uintptr_t>(stream));
+        }
+    }
+    return legacy_stream;
+}
+
 }  // namespace
 
 std::string Where::text() const {
@@ -128,6 +167,10 @@ void refuse_value(const Where& where, const std::string& what) {
     throw nb::value_error((where.text() + " " + what).c_str());
 }
 
+std::string device_text(int device) {
+    return device == Array::on_cpu ? "the CPU" : "CUDA device " + std::to_string(device);
+}
+
 bool load_numpy() noexcept { return _import_array() >= 0; }
 
 void Imports::own(PyObject* object) {
@@ -141,7 +184,22 @@ void Imports::release() noexcept {
     buffers_.clear();
     owned_.clear();
     strides_.clear();
+    streams_.clear();
     seen_[0] = seen_[1] = {};  // a type may die, and another one take its address
+}
+
+// False where another stream leads on that device.
+bool Imports::follow(int device, void* stream, const dlpack::ExchangeApi* api) {
+    for (const DeviceStream& known : streams_)
+        if (known.device == device) return known.stream == stream;
+    streams_.push_back({device, stream, api});
+    return true;
+}
+
+void* Imports::stream_of(int device) const noexcept {
+    for (const DeviceStream& known : streams_)
+        if (known.device == device) return known.stream;
+    return legacy_stream;
 }
 
 const Reader& Imports::reader_of(PyObject* object) {
@@ -194,6 +252,8 @@ Array Imports::from_numpy(PyObject* object, Access access, const Where& where) {
 Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) {
     nb::object source = nb::borrow<nb::object>(object);
     nb::object capsule;
+    nb::dict options;
+    options["max_version"] = nb::make_tuple(1, 3);
     try {
         // Torch exports no tensor that requires gradients; detached, it is the same memory.
         if (nb::hasattr(source, "requires_grad") && nb::cast<bool>(nb::bool_(source.attr("requires_grad"))))
@@ -205,11 +265,17 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
                              "is a lazily negated view, which cannot change in place; hand in its resolve_neg()");
             source = source.attr("resolve_neg")();
         }
+        if (const std::optional<int> device = cuda_device_of(source)) {
+            follow(*device, current_stream(source, *device), nullptr);
+            // The producer makes this stream wait for whatever it still has to do to the array.
+            options["stream"] = stream_number(stream_of(*device));
+        }
         try {
-            capsule = source.attr("__dlpack__")(nb::arg("max_version") = nb::make_tuple(1, 3));
+            capsule = source.attr("__dlpack__")(**options);
         } catch (nb::python_error& error) {
             if (!error.matches(PyExc_TypeError)) throw;
-            capsule = source.attr("__dlpack__")();  // a producer of before DLPack 1.0
+            PyDict_DelItemString(options.ptr(), "max_version");  // a producer of before DLPack 1.0
+            capsule = source.attr("__dlpack__")(**options);
         }
     } catch (nb::python_error& error) {
         refuse_type(where, "(a " + type_name(object) + ") cannot be read through DLPack: " + reason(error));
@@ -242,18 +308,18 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
 }
 
 Array Imports::from_tensor(const dlpack::Tensor& tensor, Access access, const Where& where) {
-    const std::int32_t device = tensor.device.type;
-    if (access == Access::read && device != dlpack::cpu && device != dlpack::cuda_host)
-        refuse_value(where, "is on another device (DLPack type " + std::to_string(device) + ", number " +
-                                std::to_string(tensor.device.id) +
-                                ") than the parameter, which is on the CPU; move it there");
-    if (device == dlpack::cuda || device == dlpack::cuda_managed)
-        throw std::runtime_error(where.text() +
-                                 " is on a CUDA device, and this radam is built without CUDA; move it to "
-                                 "the CPU, or install a radam with CUDA");
-    if (device != dlpack::cpu && device != dlpack::cuda_host)
-        throw std::runtime_error(where.text() + " is on a device (DLPack type " + std::to_string(device) +
+    const std::int32_t type = tensor.device.type;
+    const bool is_on_cuda = type == dlpack::cuda || type == dlpack::cuda_managed;
+    if (!is_on_cuda && type != dlpack::cpu && type != dlpack::cuda_host) {
+        const std::string device = "DLPack type " + std::to_string(type);
+        if (access == Access::read)
+            refuse_value(where, "is on another device (" + device + ") than the parameter; move it there");
+        throw std::runtime_error(where.text() + " is on a device (" + device +
                                  ") that radam cannot reach; move it to the CPU");
+    }
+    if (is_on_cuda && access == Access::write && cuda_library() == nullptr)
+        throw std::runtime_error(where.text() + " is on a CUDA device, and " + why_cuda_is_off() +
+                                 "; or move it to the CPU");
     check_dims(tensor.ndim, where);
     if (tensor.ndim > 0 && tensor.shape == nullptr) refuse_value(where, "is exported without a shape");
 
@@ -284,6 +350,12 @@ Array Imports::from_tensor(const dlpack::Tensor& tensor, Access access, const Wh
     } else {
         out.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
     }
+    if (is_on_cuda) {
+        out.device = tensor.device.id;
+        if (reinterpret_cast<std::uintptr_t>(out.data) % static_cast<std::uintptr_t>(out.layout.itemsize) != 0)
+            refuse_value(where, "does not lie at a multiple of its element size, which a CUDA device needs; hand in a copy of it");
+        follow(out.device, legacy_stream, nullptr);
+    }
     return out;
 }
 
@@ -293,6 +365,21 @@ Array Imports::from_exchange(const Reader& reader, PyObject* object, Access acce
     if (reader.api->tensor_from_object(object, &tensor) != 0) {
         PyErr_Clear();  // __dlpack__ says better what is wrong
         return from_dlpack(object, access, where);
+    }
+    if (tensor.device.type == dlpack::cuda || tensor.device.type == dlpack::cuda_managed) {
+        // Where another framework's stream leads, __dlpack__ makes that one wait.
+        const auto current = [&](void** out) {
+            return reader.api->current_work_stream != nullptr &&
+                   reader.api->current_work_stream(dlpack::cuda, tensor.device.id, out) == 0;
+        };
+        const int device = tensor.device.id;
+        bool leads = false;
+        for (const DeviceStream& known : streams_) leads = leads || (known.device == device && known.api == reader.api);
+        void* stream = nullptr;
+        if (!leads && !(current(&stream) && follow(device, stream, reader.api))) {
+            PyErr_Clear();
+            return from_dlpack(object, access, where);
+        }
     }
     const Array out = from_tensor(tensor, access, where);
     // A lazily negated view (the imaginary part of a conjugate) is described without its sign. Its strides are even, so
@@ -340,7 +427,7 @@ std::int64_t* Imports::add_counters(PyObject* object, std::size_t count) {
     return static_cast<std::int64_t*>(PyArray_DATA(array));
 }
 
-Counter Imports::add_counter(PyObject* object, const Where& where) {
+Count Imports::add_count(PyObject* object, const Where& where) {
     const Reader& reader = reader_of(object);
     dlpack::Tensor tensor;
     if (reader.source == Source::exchange) {
@@ -349,15 +436,24 @@ Counter Imports::add_counter(PyObject* object, const Where& where) {
         else if (tensor.ndim == 0 && tensor.device.type == dlpack::cpu && tensor.data != nullptr &&
                  tensor.dtype.code == dlpack::code_float && tensor.dtype.lanes == 1 && tensor.dtype.bits >= 32) {
             void* const data = static_cast<char*>(tensor.data) + tensor.byte_offset;
-            if (tensor.dtype.bits == 32) return {data, Counter::Kind::fp32};
-            if (tensor.dtype.bits == 64) return {data, Counter::Kind::fp64};
+            if (tensor.dtype.bits == 32) return {{data, Counter::Kind::fp32}, {}};
+            if (tensor.dtype.bits == 64) return {{data, Counter::Kind::fp64}, {}};
         }
     }
     const Array array = add(object, Access::write, where);
-    if (element_count(array.layout) != 1) refuse_value(where, "must hold one number");
-    if (array.dtype == DType::fp64) return {array.data, Counter::Kind::fp64};
-    if (array.dtype == DType::fp32) return {array.data, Counter::Kind::fp32};
-    refuse_value(where, "must be float32 or float64");
+    check_number(array, where);
+    if (array.device != Array::on_cpu)
+        return {{nullptr, Counter::Kind::fp32}, {array.data, array.dtype}, array.device};
+    return {{array.data, array.dtype == DType::fp64 ? Counter::Kind::fp64 : Counter::Kind::fp32}, {}};
+}
+
+cuda::Number Imports::add_number(PyObject* object, int device, const Where& where) {
+    if (object == Py_None) return {};
+    const Array array = add(object, Access::read, where);
+    check_number(array, where);
+    if (array.device != device)
+        refuse_value(where, "is on " + device_text(array.device) + ", the parameter on " + device_text(device));
+    return {array.data, array.dtype};
 }
 
 }  // namespace radam::python

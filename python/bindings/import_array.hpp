@@ -2,6 +2,7 @@
 #pragma once
 
 #include <Python.h>
+#include <radam/cuda.hpp>
 #include <radam/dtype.hpp>
 #include <radam/layout.hpp>
 
@@ -29,11 +30,24 @@ struct Where {
 
 enum class Access { read, write };
 
-// Borrowed memory of an array on the CPU.
+// Borrowed memory of an array.
 struct Array {
     void* data = nullptr;
     DType dtype = DType::fp32;
+    int device = on_cpu;  // else the number of a CUDA device
     Layout layout;
+
+    static constexpr int on_cpu = -1;
+};
+
+// "the CPU" or "CUDA device 1".
+std::string device_text(int device);
+
+// The steps that a parameter has taken, counted on the host or, where `number` has data, on the parameter's device.
+struct Count {
+    Counter counter;
+    cuda::Number number;
+    int device = Array::on_cpu;
 };
 
 // What keeps the arrays of one call alive and in place, until release.
@@ -46,14 +60,21 @@ public:
 
     // The caller holds the objects until release, in tuples, say. What only stands for one is held here.
     // Throws TypeError where object is no array of a supported dtype, ValueError where it must not be written,
-    // RuntimeError where it is not on the CPU.
+    // RuntimeError where it is to be written on a device that cannot be reached.
     Array add(PyObject* object, Access access, const Where& where);
 
     // The elements of a writable int64 array of the given length, in C order.
     std::int64_t* add_counters(PyObject* object, std::size_t count);
 
-    // A writable array of one float32 or float64.
-    Counter add_counter(PyObject* object, const Where& where);
+    // A writable array of one float32 or float64, on the CPU or a CUDA device.
+    Count add_count(PyObject* object, const Where& where);
+
+    // One float32 or float64 on this device; none for None.
+    cuda::Number add_number(PyObject* object, int device, const Where& where);
+
+    // The stream that work on the arrays of this call goes onto: the current one of the framework whose array on that
+    // device came first. The arrays of others are ready for it.
+    void* stream_of(int device) const noexcept;
 
     // Needs the GIL.
     void release() noexcept;
@@ -65,12 +86,19 @@ private:
     Array from_tensor(const dlpack::Tensor& tensor, Access access, const Where& where);
     Array from_buffer(PyObject* object, Access access, const Where& where);
     const Reader& reader_of(PyObject* object);
+    bool follow(int device, void* stream, const dlpack::ExchangeApi* api);
     void own(PyObject* object);
 
     struct Seen {
         PyTypeObject* type = nullptr;
         const Reader* reader = nullptr;
     };
+    struct DeviceStream {
+        int device;
+        void* stream;
+        const dlpack::ExchangeApi* api;  // of the framework whose stream it is, where that is known
+    };
+    std::vector<DeviceStream> streams_;
     Seen seen_[2];  // most arrays of a call are of two types: parameters and tensors
     std::vector<PyObject*> owned_;
     std::vector<Py_buffer> buffers_;

@@ -10,7 +10,9 @@
 #include <stdexcept>
 
 #include "collect.hpp"
+#include "cuda_library.hpp"
 #include "import_array.hpp"
+#include "on_devices.hpp"
 #include "step.hpp"
 
 namespace nb = nanobind;
@@ -109,6 +111,8 @@ NB_MODULE(_core, m) {
     m.doc() = "The native core of radam. Private: use the radam package.";
     if (!radam::python::load_numpy()) throw nb::python_error();
 
+    nb::exception<radam::python::CudaError>(m, "CudaError", PyExc_RuntimeError);
+
     nb::class_<Hyperparameters>(m, "Hyperparameters")
         .def(
             "__init__",
@@ -137,9 +141,10 @@ NB_MODULE(_core, m) {
 
     m.def("forget_steps", &radam::python::forget_steps, "In a forked child: the steps of other threads are not there.");
     m.def("end_steps", &radam::python::end_steps, "Wait for steps in other threads; later ones keep the GIL.");
-    m.def("step", &radam::python::step, "groups"_a, "nonfinite"_a, "commit"_a = nb::none(),
+    m.def("step", &radam::python::step, "groups"_a, "nonfinite"_a, "commit"_a = nb::none(), "amp"_a = nb::none(),
           nb::sig("def step(groups: tuple[tuple[object, ...], ...], nonfinite: str, "
-                  "commit: collections.abc.Callable[[], object] | None = None) -> bool"),
+                  "commit: collections.abc.Callable[[], object] | None = None, "
+                  "amp: dict[int, tuple[object, object, object]] | None = None) -> bool"),
           "Check all groups, then step them; see step.hpp.");
     m.def("collect", &radam::python::collect, "params"_a, "state"_a, "keys"_a,
           nb::sig("def collect(params: collections.abc.Iterable[typing.Any], state: typing.Any, keys: tuple[str, ...]) "
@@ -181,6 +186,10 @@ NB_MODULE(_core, m) {
     m.def("isas", &radam::isas, "The names that RADAM_ISA takes on this machine, best first.");
     m.def("isa", &radam::current_isa, "The instruction set in use.");
     m.def("set_isa", &radam::set_isa, "name"_a, "Use another instruction set from now on: for tests.");
+    m.def("why_cuda_is_off", &radam::python::why_cuda_is_off, "Why CUDA cannot be used; empty where it can.");
+    m.def("cuda_devices", &radam::python::cuda_devices, "A line for each CUDA device that can be used.");
+    m.def("set_cuda_library", &radam::python::set_cuda_library, "path"_a,
+          "Where the library radam::cuda lies, which is loaded when it is next asked for.");
     m.def("num_threads", &radam::num_threads, "Threads that a step may use.");
     m.def("set_num_threads", &radam::set_num_threads, "count"_a, "Use another number of threads from now on.");
 }

@@ -9,10 +9,13 @@
 #include <deque>
 #include <memory>
 #include <numeric>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "import_array.hpp"
+#include "on_devices.hpp"
 #include "unlocked.hpp"
 
 namespace nb = nanobind;
@@ -35,6 +38,11 @@ struct Interval {
 struct Entry {
     Array arrays[roles];
     std::size_t group, index;
+    cuda::Number count = {};  // on the device, as is the schedule: else null
+    const cuda::Schedule* schedule = nullptr;
+    std::int64_t taken = 0;
+
+    int device() const noexcept { return arrays[param].device; }
 };
 
 // An array whose layout is not that of its slot, with the buffer that stands in for it during the run.
@@ -43,12 +51,23 @@ struct StandIn {
     Role role;
     std::vector<int> order;
     std::unique_ptr<char[]> buffer;
+    std::unique_ptr<DeviceStandIn> on_device;  // in its place
+
+    void* data() const noexcept { return on_device != nullptr ? on_device->buffer() : buffer.get(); }
 };
 
 std::string shape_text(const Layout& layout) {
     std::string text = "(";
     for (int d = 0; d < layout.ndim; ++d) text += (d > 0 ? ", " : "") + std::to_string(layout.shape[d]);
     return text + (layout.ndim == 1 ? ",)" : ")");
+}
+
+// What a dict says of a device: a tuple, or None.
+nb::object of_device(nb::handle by_device, int device) {
+    if (by_device.is_none()) return nb::none();
+    const nb::object key = nb::int_(device);
+    const nb::dict dict = nb::cast<nb::dict>(by_device);
+    return dict.contains(key) ? nb::object(dict[key]) : nb::none();
 }
 
 Slot slot_of(const Entry& entry, const ScheduledStep* step) {
@@ -71,14 +90,16 @@ public:
     // The whole check of one group but for overlaps.
     void add_group(std::size_t group, const nb::tuple& parts);
     void add_params(std::size_t group, const nb::tuple& parts);
+    void add_amp(nb::handle amp) { amp_ = amp; }
     void check_overlaps();
-    void stand_in();
-    std::size_t size() const noexcept { return slots_.size(); }
-    std::size_t first_nonfinite() const noexcept { return radam::first_nonfinite(slots_.data(), slots_.size()); }
-    [[noreturn]] void refuse_nonfinite(std::size_t slot) const;
-    void run() noexcept;
-    void advance() const noexcept;
-    void run_limit() const noexcept { radam::limit(slots_.data(), slots_.size()); }
+    // Gives every array that does not lie as its slot needs it a buffer that does, and every slot to its device.
+    void prepare();
+    // The parameter whose gradient holds an inf or a NaN, if the step is not to happen because of it.
+    std::optional<std::size_t> first_nonfinite(bool raises);
+    [[noreturn]] void refuse_nonfinite(std::size_t entry) const;
+    // False where a device could not start, and then nothing has changed, or not finish.
+    bool run(cuda::Failure* failure) noexcept;
+    void run_limit() const;
     void clear() noexcept;
 
 private:
@@ -88,6 +109,9 @@ private:
     void add_array(Entry& entry, Role role, const nb::tuple& arrays);
     void check_arrays(const Entry& entry, bool amsgrad) const;
     const ScheduledStep* scheduled(const Hyperparameters& h, nb::handle lrs, std::int64_t t, std::size_t group);
+    const ScheduledStep* check_schedule(const Entry& entry, const Hyperparameters& h, nb::handle lrs, std::int64_t t);
+    const cuda::Schedule* scheduled_there(const Entry& entry, const Hyperparameters& h, nb::handle numbers);
+    const AmpNumbers* amp_of(const Entry& entry);
 
     struct Schedule {
         std::size_t group;
@@ -96,12 +120,29 @@ private:
         bool is_finite64, is_finite32;
     };
 
+    struct DeviceSchedule {
+        std::size_t group;
+        int device;
+        cuda::Schedule schedule;
+    };
+
+    struct DeviceAmp {
+        int device;
+        AmpNumbers numbers;
+    };
+
     Imports imports_;
     std::vector<Entry> entries_;
-    std::vector<Slot> slots_;
+    std::vector<Slot> slots_;         // of every entry; later those of the CPU, for which
+    std::vector<std::size_t> on_cpu_;  // these are the entries, unless it is all of them
+    OnDevices on_devices_;
+    bool any_device_ = false;
     std::vector<Counter> counters_;
     std::vector<Interval> by_role_[roles], intervals_, merged_;
     std::deque<Schedule> schedules_;
+    std::deque<DeviceSchedule> device_schedules_;
+    std::deque<DeviceAmp> device_amps_;
+    nb::handle amp_;
     std::deque<StandIn> stand_ins_;
     std::vector<PyObject*> names_;  // of each group, borrowed
 };
@@ -132,6 +173,9 @@ void Call::check_arrays(const Entry& entry, bool amsgrad) const {
     for (const Role role : {grad, exp_avg, exp_avg_sq, max_exp_avg_sq}) {
         if (role == max_exp_avg_sq && !amsgrad) continue;
         const Array& array = entry.arrays[role];
+        if (array.device != p.device)
+            refuse_value(where(role, entry), "is on " + device_text(array.device) + ", the parameter on " +
+                                                 device_text(p.device) + "; move it there");
         if (!same_shape(array.layout, p.layout))
             refuse_value(where(role, entry),
                          "has shape " + shape_text(array.layout) + ", the parameter " + shape_text(p.layout));
@@ -157,7 +201,7 @@ void Call::add_params(std::size_t group, const nb::tuple& parts) {
     const nb::tuple params = nb::cast<nb::tuple>(parts[0]);
     names_.push_back(nb::handle(parts[1]).ptr());
     for (std::size_t i = 0; i < params.size(); ++i) {
-        entries_.push_back({{}, group, i});
+        entries_.push_back({{}, group, i, {}, nullptr, 0});
         add_array(entries_.back(), param, params);
     }
 }
@@ -184,26 +228,89 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
 
     for (std::size_t i = 0; i < count; ++i) {
         if (PyTuple_GetItem(arrays[grad].ptr(), static_cast<Py_ssize_t>(i)) == Py_None) continue;
-        entries_.push_back({{}, group, i});
+        entries_.push_back({{}, group, i, {}, nullptr, 0});
         Entry& entry = entries_.back();
         for (int role = 0; role < used; ++role) add_array(entry, static_cast<Role>(role), arrays[role]);
         check_arrays(entry, h.amsgrad);
+        any_device_ = any_device_ || entry.device() != Array::on_cpu;
         const Where at{counter_name, group, i, names_[group]};
-        counters_.push_back(one_each
-                                ? imports_.add_counter(PyTuple_GetItem(counts.ptr(), static_cast<Py_ssize_t>(i)), at)
-                                : Counter(taken + i, Counter::Kind::int64));
-        const std::int64_t t = counters_.back().read(), most = counters_.back().most();
-        if (t < 0 || t > most)
-            refuse_value(at, (t < 0 ? "is no whole number of steps" : "is " + std::to_string(t)) +
-                                 "; it must lie between 0 and " + std::to_string(most));
-        const ScheduledStep* const step = scheduled(h, lrs, t + 1, group);
-        const bool wide = entry.arrays[param].dtype == DType::fp64;
-        if (wide ? !schedules_.back().is_finite64 : !schedules_.back().is_finite32)
-            refuse_value(where(param, entry), std::string("would be stepped by numbers too large for ") +
-                                                  (wide ? "float64" : "float32") +
-                                                  " arithmetic; lower lr or weight_decay");
-        slots_.push_back(slot_of(entry, step));
+        const Count count = one_each
+                                ? imports_.add_count(PyTuple_GetItem(counts.ptr(), static_cast<Py_ssize_t>(i)), at)
+                                : Count{Counter(taken + i, Counter::Kind::int64), {}};
+        if (count.device != Array::on_cpu && count.device != entry.device())
+            refuse_value(at, "is on " + device_text(count.device) + ", the parameter on " +
+                                 device_text(entry.device()) + "; move it there, or to the CPU");
+        entry.count = count.number;
+        if (count.device == Array::on_cpu) {
+            counters_.push_back(count.counter);
+            const std::int64_t t = count.counter.read(), most = count.counter.most();
+            if (t < 0 || t > most)
+                refuse_value(at, (t < 0 ? "is no whole number of steps" : "is " + std::to_string(t)) +
+                                     "; it must lie between 0 and " + std::to_string(most));
+            entry.taken = t;
+        }
+        entry.schedule = scheduled_there(entry, h, parts.size() > 9 ? nb::handle(parts[9]) : nb::handle(Py_None));
+        slots_.push_back(
+            slot_of(entry, entry.schedule != nullptr ? nullptr : check_schedule(entry, h, lrs, entry.taken + 1)));
     }
+}
+
+const ScheduledStep* Call::check_schedule(const Entry& entry, const Hyperparameters& h, nb::handle lrs,
+                                          std::int64_t t) {
+    const ScheduledStep* const step = scheduled(h, lrs, t, entry.group);
+    const bool wide = entry.arrays[param].dtype == DType::fp64;
+    if (wide ? !schedules_.back().is_finite64 : !schedules_.back().is_finite32)
+        refuse_value(where(param, entry), std::string("would be stepped by numbers too large for ") +
+                                              (wide ? "float64" : "float32") +
+                                              " arithmetic; lower lr or weight_decay");
+    return step;
+}
+
+// Null where all that a schedule needs is on the host.
+const cuda::Schedule* Call::scheduled_there(const Entry& entry, const Hyperparameters& h, nb::handle numbers) {
+    const int device = entry.device();
+    if (device == Array::on_cpu) return nullptr;
+    const AmpNumbers* const amp = amp_of(entry);
+    const nb::object found = of_device(numbers, device);
+    if (amp != nullptr && amp->found_inf.data != nullptr && entry.count.data == nullptr)
+        refuse_value({counter_name, entry.group, entry.index, names_[entry.group]},
+                     "is on the CPU, where nobody knows whether the device skips the step; move it to " +
+                         device_text(device));
+    if (entry.count.data == nullptr && found.is_none() && (amp == nullptr || amp->grad_scale.data == nullptr))
+        return nullptr;
+    if (device_schedules_.empty() || device_schedules_.back().group != entry.group ||
+        device_schedules_.back().device != device) {
+        if (const Violation broken = violation(h); broken.name != nullptr)
+            throw nb::value_error(("group " + std::to_string(entry.group) + ": " + message(broken)).c_str());
+        device_schedules_.push_back({entry.group, device, {h, {}, {}, {}}});
+        if (!found.is_none()) {
+            cuda::Schedule& schedule = device_schedules_.back().schedule;
+            const auto number = [&](int i, const char* name) {
+                return imports_.add_number(nb::object(found[i]).ptr(), device,
+                                           {name, entry.group, entry.index, names_[entry.group]});
+            };
+            schedule.lr = number(0, "lr, for parameter");
+            schedule.beta1 = number(1, "betas[0], for parameter");
+            schedule.beta2 = number(2, "betas[1], for parameter");
+        }
+    }
+    return &device_schedules_.back().schedule;
+}
+
+const AmpNumbers* Call::amp_of(const Entry& entry) {
+    const int device = entry.device();
+    for (const DeviceAmp& known : device_amps_)
+        if (known.device == device) return &known.numbers;
+    const nb::object found = of_device(amp_, device);
+    if (found.is_none()) return nullptr;
+    const auto number = [&](int i, const char* name) {
+        return imports_.add_number(nb::object(found[i]).ptr(), device,
+                                   {name, entry.group, entry.index, names_[entry.group]});
+    };
+    device_amps_.push_back({device,
+                            {number(0, "grad_scale, for parameter"), number(1, "found_inf, for parameter"),
+                             number(2, "the count of skipped steps, for parameter")}});
+    return &device_amps_.back().numbers;
 }
 
 // No written array may share memory with any other; gradients, which are only read, may with each other.
@@ -274,8 +381,7 @@ void Call::check_overlaps() {
     }
 }
 
-// Gives every array that does not lie as its slot needs it a buffer that does.
-void Call::stand_in() {
+void Call::prepare() {
     for (std::size_t k = 0; k < entries_.size(); ++k) {
         const Entry& entry = entries_[k];
         bool plain = true;
@@ -291,46 +397,104 @@ void Call::stand_in() {
         for (const Role role : {param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq}) {
             const Array& array = entry.arrays[role];
             if (array.data == nullptr || is_dense(array.layout, order)) continue;
-            const std::int64_t bytes = slots_[k].size * array.layout.itemsize;
-            stand_ins_.push_back({k, role, order, std::unique_ptr<char[]>(new char[static_cast<std::size_t>(bytes)])});
-            char* const buffer = stand_ins_.back().buffer.get();
-            gather(array.layout, array.data, order, buffer);
+            StandIn made{k, role, order, nullptr, nullptr};
+            if (array.device != Array::on_cpu) {
+                made.on_device = std::make_unique<DeviceStandIn>(array.device, imports_.stream_of(array.device),
+                                                                 array.layout, array.data, order);
+            } else {
+                const std::int64_t bytes = slots_[k].size * array.layout.itemsize;
+                made.buffer.reset(new char[static_cast<std::size_t>(bytes)]);
+                gather(array.layout, array.data, order, made.buffer.get());
+            }
+            stand_ins_.push_back(std::move(made));
+            void* const buffer = stand_ins_.back().data();
             if (role == grad)
                 slots_[k].grad = buffer;
             else
                 *places[role] = buffer;
         }
     }
+    if (!any_device_) return;
+    std::size_t kept = 0;
+    for (std::size_t k = 0; k < entries_.size(); ++k) {
+        const Entry& entry = entries_[k];
+        if (entry.device() == Array::on_cpu) {
+            on_cpu_.push_back(k);
+            slots_[kept++] = slots_[k];
+            continue;
+        }
+        const AmpNumbers* amp = nullptr;
+        for (const DeviceAmp& known : device_amps_)
+            if (known.device == entry.device()) amp = &known.numbers;
+        on_devices_.add(entry.device(), imports_.stream_of(entry.device()), amp != nullptr ? *amp : AmpNumbers{},
+                        {slots_[k], entry.schedule, entry.taken, entry.count}, k);
+    }
+    slots_.resize(kept);
 }
 
-void Call::refuse_nonfinite(std::size_t slot) const {
+std::optional<std::size_t> Call::first_nonfinite(bool raises) {
+    if (any_device_ && on_devices_.is_capturing()) {
+        if (raises)
+            throw std::runtime_error("nonfinite='raise' cannot raise from a CUDA graph; use nonfinite='skip' there");
+        if (!slots_.empty() || !on_devices_.can_skip_alone())
+            throw std::runtime_error(
+                "nonfinite='skip' in a CUDA graph needs all parameters and step counts on one device: capturable=True");
+        on_devices_.skip_alone();
+        return std::nullopt;
+    }
+    std::optional<std::size_t> first;
+    const std::size_t here = radam::first_nonfinite(slots_.data(), slots_.size());
+    if (here < slots_.size()) first = any_device_ ? on_cpu_[here] : here;
+    if (any_device_) {
+        const std::optional<std::size_t> there = on_devices_.first_nonfinite();
+        if (there && (!first || *there < *first)) first = there;
+    }
+    return first;
+}
+
+void Call::refuse_nonfinite(std::size_t entry) const {
     const std::string text =
-        where(grad, entries_[slot]).text() + " holds an inf or a NaN; nothing was changed (nonfinite='raise')";
+        where(grad, entries_[entry]).text() + " holds an inf or a NaN; nothing was changed (nonfinite='raise')";
     PyErr_SetString(PyExc_FloatingPointError, text.c_str());
     throw nb::python_error();
 }
 
-void Call::run() noexcept {
+bool Call::run(cuda::Failure* failure) noexcept {
+    // Devices first: they work while the CPU does.
+    if (any_device_ && !on_devices_.start(failure)) return false;
     radam::step(slots_.data(), slots_.size());
+    bool all_well = true;
     for (const StandIn& s : stand_ins_) {
         const Array& array = entries_[s.entry].arrays[s.role];
-        if (s.role != grad) scatter(array.layout, array.data, s.order, s.buffer.get());
+        if (s.role == grad) continue;
+        if (s.on_device != nullptr)
+            all_well = s.on_device->write_back(failure) && all_well;
+        else
+            scatter(array.layout, array.data, s.order, s.buffer.get());
     }
-    advance();
+    for (const Counter& counter : counters_) counter.write(counter.read() + 1);
+    return all_well;
 }
 
-void Call::advance() const noexcept {
-    for (const Counter& counter : counters_) counter.write(counter.read() + 1);
+void Call::run_limit() const {
+    radam::limit(slots_.data(), slots_.size());
+    on_devices_.run_limit();
 }
 
 void Call::clear() noexcept {
+    stand_ins_.clear();
+    on_devices_.clear();
     imports_.release();
     entries_.clear();
     slots_.clear();
+    on_cpu_.clear();
+    any_device_ = false;
     counters_.clear();
     for (std::vector<Interval>& some : by_role_) some.clear();
     schedules_.clear();
-    stand_ins_.clear();
+    device_schedules_.clear();
+    device_amps_.clear();
+    amp_ = Py_None;
     names_.clear();
 }
 
@@ -363,26 +527,32 @@ std::string message(const Violation& found) {
            nb::cast<std::string>(nb::repr(nb::float_(found.value)));
 }
 
-bool step(const nb::tuple& groups, const std::string& nonfinite, nb::handle commit) {
+bool step(const nb::tuple& groups, const std::string& nonfinite, nb::handle commit, nb::handle amp) {
     if (nonfinite != "propagate" && nonfinite != "skip" && nonfinite != "raise")
         throw nb::value_error(("nonfinite must be 'propagate', 'skip' or 'raise', got '" + nonfinite + "'").c_str());
     const DefaultFloatMode mode;
     CallInUse call;
+    call->add_amp(amp);
     for (std::size_t i = 0; i < groups.size(); ++i) call->add_group(i, nb::cast<nb::tuple>(groups[i]));
     call->check_overlaps();
-    std::size_t bad = call->size();
+    std::optional<std::size_t> bad;
     {
         const Unlocked unlocked;
-        call->stand_in();
-        if (nonfinite != "propagate") bad = call->first_nonfinite();
+        call->prepare();
+        if (nonfinite != "propagate") bad = call->first_nonfinite(nonfinite == "raise");
     }
-    if (bad < call->size()) {
-        if (nonfinite == "raise") call->refuse_nonfinite(bad);
+    if (bad) {
+        if (nonfinite == "raise") call->refuse_nonfinite(*bad);
         return false;
     }
     if (!commit.is_none()) commit();
-    const Unlocked unlocked;
-    call->run();
+    cuda::Failure failure;
+    bool all_well;
+    {
+        const Unlocked unlocked;
+        all_well = call->run(&failure);
+    }
+    if (!all_well) throw CudaError(failure);
     return true;
 }
 
@@ -401,6 +571,7 @@ void limit(const nb::tuple& groups) {
     for (std::size_t i = 0; i < groups.size(); ++i) call->add_group(i, nb::cast<nb::tuple>(groups[i]));
     call->check_overlaps();
     const Unlocked unlocked;
+    call->prepare();
     call->run_limit();
 }
 

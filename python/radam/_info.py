@@ -23,7 +23,7 @@ def config() -> dict[str, Any]:
         "isa": _step.isa(),
         "isas": _step.isas(),
         "threads": _step.get_num_threads(),
-        "cuda": "off: this radam is built without CUDA",
+        "cuda": f"off: {why}" if (why := _step.why_cuda_is_off()) else "; ".join(_step.cuda_devices()),
         "frameworks": {name: version for name in FRAMEWORKS if (version := _version(name)) is not None},
     }
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import atexit
 import os
+from pathlib import Path
 
 from ._core import (
+    CudaError,
     Hyperparameters,
     Turn,
     check_params,
     coefficients,
     collect,
+    cuda_devices,
     describe,
     end_steps,
     forget_steps,
     isa,
     limit,
     rho_infinity,
+    set_cuda_library,
     step,
+    why_cuda_is_off,
 )
 from ._core import isas as _isas
 from ._core import num_threads as _num_threads
@@ -26,12 +31,14 @@ from ._core import set_num_threads as _set_num_threads
 from ._core import version as __version__
 
 __all__ = [
+    "CudaError",
     "Hyperparameters",
     "Turn",
     "__version__",
     "check_params",
     "coefficients",
     "collect",
+    "cuda_devices",
     "describe",
     "get_num_threads",
     "isa",
@@ -41,11 +48,14 @@ __all__ = [
     "rho_infinity",
     "set_num_threads",
     "step",
+    "why_cuda_is_off",
 ]
 
 # Refuse a bad RADAM_ISA or RADAM_NUM_THREADS now, not in the first step; inside the module it would be an ImportError.
 isa()
 _num_threads()
+
+set_cuda_library(str(Path(__file__).with_name("radam_cuda.dll" if os.name == "nt" else "libradam_cuda.so")))
 
 # A thread that is inside a step when the interpreter ends would end the process with an error.
 atexit.register(end_steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -13,8 +14,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _step
 from ..conventions import CONVENTIONS, Convention, find_convention
-from . import op, rules, run, settings, state
-from .unwrap import local_in_graph
+from . import amp, op, rules, run, settings, state
+from .unwrap import has_kernel, local_in_graph
 
 F = TypeVar("F", bound=Callable[..., Any])
 _untraced: Callable[[F], F] = torch._disable_dynamo  # type: ignore[attr-defined, assignment]
@@ -30,8 +31,8 @@ class RAdam(torch.optim.Optimizer):
 
     Args:
         params: parameters, (name, parameter) pairs or group dicts, as in torch: float64, float32, bfloat16, float16 or
-            complex tensors or DTensors of any shape and strides, on any device. CPU tensors go through radam's kernel,
-            others through PyTorch's operations. The moments of 16-bit parameters are float32.
+            complex tensors or DTensors of any shape and strides, on any device. CPU and CUDA tensors go through radam's
+            kernels, others through PyTorch's operations. The moments of 16-bit parameters are float32.
         lr: the learning rate, a number or a Tensor of one element, which is read at every step.
         betas: the decay rates of m and v, at least 0 and below 1: numbers or Tensors of one element.
         eps: added to the denominator.
@@ -70,9 +71,6 @@ class RAdam(torch.optim.Optimizer):
     convention: Convention
     nonfinite: NonFinite
 
-    skipped_steps: int
-    """How many steps nonfinite="skip" or fused_amp=True has left out so far."""
-
     @_untraced  # the operator could not see an optimizer that is made in its own graph
     def __init__(
         self,
@@ -108,7 +106,7 @@ class RAdam(torch.optim.Optimizer):
         self.convention = find_convention(convention)
         self.nonfinite = nonfinite
         self.fused_amp = fused_amp
-        self.skipped_steps = 0
+        self._skipped = amp.Skipped()
         self._set_up()
         self._is_made = False
         super().__init__(params, defaults)
@@ -143,6 +141,16 @@ class RAdam(torch.optim.Optimizer):
                 for tensor in (param, *entry.values())
                 if isinstance(tensor, Tensor)
             )
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps nonfinite="skip" or fused_amp=True has left out so far; waits for what devices count."""
+        return self._skipped.total()
+
+    @skipped_steps.setter
+    def skipped_steps(self, count: int) -> None:
+        self._skipped = amp.Skipped()
+        self._skipped.here = count
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters: a dict with "params" and any hyperparameters of its own.
@@ -213,38 +221,38 @@ class RAdam(torch.optim.Optimizer):
     # one that torch.compile refuses to trace.
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
-    def _grad_scale(self) -> float | None:
-        """Return what to multiply gradients by, or None where GradScaler found an inf."""
-        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is not None and float(found_inf) != 0:
-            self.skipped_steps += 1
-            return None
-        if grad_scale is None:
-            return 1.0
-        if not float(grad_scale) > 0:
-            raise ValueError(f"grad_scale must be above 0, got {float(grad_scale)}")
-        return 1.0 / float(grad_scale)
-
     def _take_step(self) -> None:
-        scale = self._grad_scale() if self.fused_amp else 1.0
-        if scale is None:
-            return
         if len(self.state) != self._noted:
             self._note_params()  # somebody took parameters or states away, and may want their memory back
+        there = self._for_devices()
+        scale = amp.inverse_scale(self) if self.fused_amp and there is None else 1.0
+        if scale is None:
+            self._skipped.here += 1
+            return
         happened: bool | None = None
         if self._all_plain and not self._any_inference and not rules.is_watched() and not rules.is_transformed():
-            happened = run.as_they_are(self.param_groups, self.state, self._settings, self.nonfinite, scale)
+            happened = run.as_they_are(self.param_groups, self.state, self._settings, self.nonfinite, scale, there)
         if happened is None:
-            happened = self._take_careful_step(scale)
-        self.skipped_steps += not happened
+            happened = self._take_careful_step(scale, there)
+        self._skipped.here += not happened
 
-    def _take_careful_step(self, scale: float) -> bool:
-        """Step what has no state yet, or is no plain CPU tensor."""
-        fresh = state.Fresh(self.state)
+    def _for_devices(self) -> amp.Numbers | None:
+        """Return what devices read by themselves; None where there is nothing to read, or the host must know."""
+        skips = self.nonfinite == "skip" and self.defaults["capturable"]
+        if not (self.fused_amp or skips) or self.defaults["differentiable"] or rules.is_watched():
+            return None
+        devices = {param.device for params in self._params for param in params}
+        if any(device.type != "cuda" or not has_kernel(device) for device in devices):
+            return None
+        return amp.for_devices(self if self.fused_amp else None, devices, self._skipped)
+
+    def _take_careful_step(self, scale: float, there: amp.Numbers | None) -> bool:
+        """Step what has no state yet, or is no plain tensor."""
+        fresh = state.Fresh(self.state, self.fused_amp)
         happened = False
         try:
             batches = self._batches(fresh, scale)
-            happened = self._run(batches)
+            happened = self._run(batches, there)
         finally:
             if not happened:
                 fresh.take_back()
@@ -266,7 +274,7 @@ class RAdam(torch.optim.Optimizer):
             batches.append(run.Batch(number, group, params, grads, exp_avgs, exp_avg_sqs, steps, scale))
         return batches
 
-    def _run(self, batches: list[run.Batch]) -> bool:
+    def _run(self, batches: list[run.Batch], there: amp.Numbers | None) -> bool:
         if self._any_inference:
             rules.refuse_inference(batches)
         if batches and rules.is_transformed():
@@ -276,17 +284,22 @@ class RAdam(torch.optim.Optimizer):
         if batches and (watched or all(run.stand_ins(batches))):
             return self._run_watched(batches)
         self._all_plain = run.all_plain(batches)
-        return self._run_apart(batches)
+        return self._run_apart(batches, there)
 
-    def _run_apart(self, batches: list[run.Batch]) -> bool:
+    def _run_apart(self, batches: list[run.Batch], there: amp.Numbers | None) -> bool:
         counts = self._prepared(batches)
-        return run.taken_apart(
-            batches, self._settings, self.nonfinite, self.defaults["differentiable"], on_commit=counts.keep
-        )
+        step = partial(run.taken_apart, batches, self._settings, self.nonfinite, self.defaults["differentiable"])
+        happened = step(amp=there, on_commit=counts.keep)
+        if happened is not None:
+            return happened
+        scale = amp.inverse_scale(self)  # not all of them have a kernel that could read it
+        for batch in batches:
+            batch.grad_scale = scale or 0.0
+        return scale is not None and bool(step(on_commit=counts.keep))
 
     def _prepared(self, batches: list[run.Batch]) -> state.MendedCounts:
         """Check what only Python can, and give the batches step counts that can be advanced."""
-        counts = state.MendedCounts(self.state)
+        counts = state.MendedCounts(self.state, self.fused_amp)
         for batch in batches:
             settings.check_numbers(batch.group, f"group {batch.number}")
             batch.steps = counts.of(batch.group, batch.number, batch.steps)
@@ -328,7 +341,8 @@ class RAdam(torch.optim.Optimizer):
                 if param.grad is None:
                     continue
                 if "step" not in entry:
-                    entry.update(state.create(param, self.defaults["capturable"]))
+                    on_device = state.counts_on_device(param, self.defaults, self.fused_amp)
+                    entry.update(state.create(param, on_device))
                 tensors = local_in_graph(param, param.grad, entry["exp_avg"], entry["exp_avg_sq"], entry["step"])
                 for column, tensor in zip(lists, tensors):
                     column.append(tensor)
@@ -342,12 +356,13 @@ class RAdam(torch.optim.Optimizer):
         fresh = self._check_traced(places)
         self._opt_called = True
         with self._turn:
-            scale = self._grad_scale() if self.fused_amp else 1.0
+            there = self._for_devices()
+            scale = amp.inverse_scale(self) if self.fused_amp and there is None else 1.0
             if scale is None:
+                self._skipped.here += 1
                 return
             batches = run.batches_of(self.param_groups, places, lists, scale)
-            if not self._run_apart(batches):
-                self.skipped_steps += 1
+            self._skipped.here += not self._run_apart(batches, there)
         self.state.update(fresh)
         self._noted = len(self.state)
 
@@ -422,8 +437,10 @@ class RAdam(torch.optim.Optimizer):
 
     def __setstate__(self, content: dict[str, Any]) -> None:
         super().__setstate__(content)
-        older = {"convention": CONVENTIONS["torch"], "nonfinite": "propagate", "fused_amp": False, "skipped_steps": 0}
+        older = {"convention": CONVENTIONS["torch"], "nonfinite": "propagate", "fused_amp": False}
         self.__dict__.update({**older, **self.__dict__})
+        if "_skipped" not in self.__dict__ or "skipped_steps" in self.__dict__:
+            self.skipped_steps = self.__dict__.pop("skipped_steps", 0)
         for group in self.param_groups:
             for key, value in settings.LATER.items():
                 group.setdefault(key, value)

@@ -1,4 +1,4 @@
-"""From parameters and their states to the core: as they are, or taken apart where they are no plain CPU tensors."""
+"""From parameters and their states to the core: as they are, or taken apart where they are no plain tensors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import _step
+from .amp import Numbers
 from .law_step import LawStep
-from .settings import Settings, name_of
+from .settings import Settings, name_of, on_devices
 from .state import KEYS
 from .unwrap import Memory, agreed, is_native, memory_of, meshes_of
 
@@ -39,7 +40,7 @@ class Batch:
 
     def plan(self, settings: Settings, lists: Lists) -> tuple[Any, ...]:
         """Return what the core takes for the group, with these lists."""
-        return _plan(settings.of(self.group, self.grad_scale), self.group, *map(tuple, lists))
+        return _plan(settings, self.grad_scale, self.group, *map(tuple, lists))
 
     def changed(self) -> list[Tensor]:
         """Return the parameters and moments that a step writes."""
@@ -64,7 +65,8 @@ class Item:
 
 
 def _plan(
-    hyperparameters: _step.Hyperparameters,
+    settings: Settings,
+    grad_scale: float,
     group: Mapping[str, Any],
     params: tuple[Any, ...],
     grads: tuple[Any, ...],
@@ -74,7 +76,9 @@ def _plan(
 ) -> tuple[Any, ...]:
     names = group.get("param_names")
     names = None if names is None else tuple(names)
-    return (hyperparameters, None, params, grads, exp_avgs, exp_avg_sqs, None, steps, names)
+    group, there = on_devices(group, params)
+    hyperparameters = settings.of(group, grad_scale)
+    return (hyperparameters, None, params, grads, exp_avgs, exp_avg_sqs, None, steps, names, there)
 
 
 def batches_of(
@@ -93,9 +97,14 @@ def batches_of(
 
 
 def as_they_are(
-    groups: Sequence[Mapping[str, Any]], state: Any, settings: Settings, nonfinite: str, grad_scale: float
+    groups: Sequence[Mapping[str, Any]],
+    state: Any,
+    settings: Settings,
+    nonfinite: str,
+    grad_scale: float,
+    amp: Numbers | None = None,
 ) -> bool | None:
-    """Step plain CPU tensors in one native call; None, and nothing changed, where they are not all that.
+    """Step plain CPU and CUDA tensors in one native call; None, and nothing changed, where they are not all that.
 
     Every step begins here, so it is written for few tensors as well as for many: no objects, no second look.
     """
@@ -104,25 +113,28 @@ def as_they_are(
     try:
         for group in groups:
             params, grads, exp_avgs, exp_avg_sqs, steps, fresh, count = _step.collect(group["params"], state, KEYS)
-            if fresh or (count and (group["differentiable"] or group["capturable"])):
+            if fresh or (count and group["differentiable"]):
+                return None
+            if count and group["capturable"] and not all(step is None or step.is_cuda for step in steps):
                 return None
             if not count:
                 plans.append(_NOTHING)  # keeps its place, by which messages call it
                 continue
-            hyperparameters = settings.of(group, grad_scale)
-            plans.append(_plan(hyperparameters, group, params, grads, exp_avgs, exp_avg_sqs, steps))
+            plans.append(_plan(settings, grad_scale, group, params, grads, exp_avgs, exp_avg_sqs, steps))
             written = (params, exp_avgs, exp_avg_sqs)
             if count == len(params):
                 for tensors in written:
                     changed += tensors
             else:
                 changed += [t for tensors in written for t, grad in zip(tensors, grads) if grad is not None]
-        return not changed or _step.step(tuple(plans), nonfinite, partial(increment_version, changed))
+        return not changed or _step.step(tuple(plans), nonfinite, partial(increment_version, changed), amp)
+    except _step.CudaError:
+        raise  # a second try could find that a device has begun
     except (TypeError, ValueError, RuntimeError):
         return None  # what is wrong, or only unusual, shows when each tensor is looked at
 
 
-_NOTHING = (_step.Hyperparameters(lr=0.0, beta1=0.0, beta2=0.0, eps=0.0), None, (), (), (), (), None, (), None)
+_NOTHING = (_step.Hyperparameters(lr=0.0, beta1=0.0, beta2=0.0, eps=0.0), None, (), (), (), (), None, (), None, None)
 
 
 class _AllIsWell(Exception):
@@ -132,7 +144,7 @@ class _AllIsWell(Exception):
 def is_possible(batches: Sequence[Batch], settings: Settings, nonfinite: str) -> bool:
     """Check a step and do nothing; False where nonfinite would skip it."""
     try:
-        return taken_apart(batches, settings, nonfinite, check_only=True)
+        return bool(taken_apart(batches, settings, nonfinite, check_only=True))
     except _AllIsWell:
         return True
 
@@ -143,11 +155,13 @@ def taken_apart(
     nonfinite: str,
     differentiable: bool = False,
     check_only: bool = False,
+    amp: Numbers | None = None,
     on_commit: Callable[[], None] = lambda: None,
-) -> bool:
+) -> bool | None:
     """Step tensors of any kind: complex, distributed, subclasses, on other devices, the same one twice.
 
-    on_commit is called when all is known to be well and nothing has changed yet.
+    on_commit is called when all is known to be well and nothing has changed yet. None, and nothing changed, where amp
+    is given and some tensor has no kernel that could read it.
     """
     items = [item for batch in batches for item in items_of(batch)]
     for item in items:
@@ -155,6 +169,8 @@ def taken_apart(
         item.by_kernel = not item.differentiable and all(map(is_native, item.memory))
     kernel = [item for item in items if item.by_kernel]
     by_law = [item for item in items if not item.by_kernel]
+    if by_law and amp is not None:
+        return None
     first, *later = _turns(by_law) or [[]]
 
     def law_step(item: Item) -> LawStep:
@@ -189,7 +205,7 @@ def taken_apart(
         plans = [_NOTHING] * (1 + max(batch.number for batch in batches))
         for batch in batches:
             plans[batch.number] = batch.plan(settings, lists[id(batch)])
-        if not _step.step(tuple(plans), nonfinite, bump):
+        if not _step.step(tuple(plans), nonfinite, bump, amp):
             return False
         bump = None
     for step in steps:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._step import Hyperparameters
@@ -58,6 +59,32 @@ def check_numbers(group: Mapping[str, Any], what: str) -> None:
         is_one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, numbers.Real)
         if not is_one or (isinstance(value, Tensor) and value.is_complex()):
             raise TypeError(f"{what}: {name} must be a number or a Tensor of one element, got {value!r}")
+
+
+def on_devices(
+    group: Mapping[str, Any], params: Iterable[Any]
+) -> tuple[Mapping[str, Any], dict[int, tuple[Any, ...]] | None]:
+    """Return the group as the host reads it, and by CUDA device the lr and betas that the device reads, if any.
+
+    Where all parameters are on such devices, nobody waits for numbers that are there too.
+    """
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    there = [isinstance(value, Tensor) and value.is_cuda for value in (lr, beta1, beta2)]
+    if not any(there):
+        return group, None
+    devices = {param.device for param in params if param is not None}
+    if any(device.type != "cuda" for device in devices):
+        return group, None
+    values = [value if is_there else None for value, is_there in zip((lr, beta1, beta2), there)]
+    lr, beta1, beta2 = (0.0 if is_there else value for value, is_there in zip((lr, beta1, beta2), there))
+    numbers = {device.index: tuple(_on(value, device) for value in values) for device in devices}
+    return {**group, "lr": lr, "betas": (beta1, beta2)}, numbers
+
+
+def _on(value: Tensor | None, device: torch.device) -> Tensor | None:
+    if value is None:
+        return None
+    return value.detach().to(device, value.dtype if value.dtype is torch.float32 else torch.float64)
 
 
 def is_decoupled(group: Mapping[str, Any], convention: Convention) -> bool:

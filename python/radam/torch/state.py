@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..conventions import Convention
 from . import settings
+from .unwrap import has_kernel
 
 KEYS = ("exp_avg", "exp_avg_sq", "step")
 MOMENTS = KEYS[:2]
@@ -26,11 +27,13 @@ def moment_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.complex64 if dtype is torch.complex32 else dtype
 
 
-def count_tensor(count: float, param: Tensor, capturable: bool) -> Tensor:
-    """Return a step count as torch keeps it: one float, on the CPU unless capturable; exact beyond 2^24."""
+def count_tensor(count: float, param: Tensor, on_device: bool) -> Tensor:
+    """Return a step count as torch keeps it: one float, on the CPU or the parameter's device; exact beyond 2^24."""
     wide = torch.get_default_dtype() is torch.float64 or count >= MOST_FLOAT32
-    device = param.device if capturable else "cpu"
-    return torch.tensor(float(count), dtype=torch.float64 if wide else torch.float32, device=device)
+    dtype = torch.float64 if wide else torch.float32
+    if on_device:  # filled there: a copy from the host would wait
+        return torch.full((), float(count), dtype=dtype, device=param.device)
+    return torch.tensor(float(count), dtype=dtype, device="cpu")
 
 
 def new_moment(param: Tensor) -> Tensor:
@@ -38,10 +41,15 @@ def new_moment(param: Tensor) -> Tensor:
     return torch.zeros_like(param, dtype=moment_dtype(param.dtype), memory_format=torch.preserve_format)
 
 
-def create(param: Tensor, capturable: bool) -> dict[str, Any]:
-    """Return the state of a parameter before its first step."""
+def counts_on_device(param: Tensor, group: Mapping[str, Any], fused_amp: bool) -> bool:
+    """Whether a step count lives where the parameter does: where a graph advances it, or GradScaler may skip steps."""
+    return bool(group["capturable"]) or (fused_amp and param.device.type == "cuda" and has_kernel(param.device))
+
+
+def create(param: Tensor, on_device: bool) -> dict[str, Any]:
+    """Return the state of a parameter before its first step, with the step count on its device or on the CPU."""
     return {
-        "step": count_tensor(0, param, capturable),
+        "step": count_tensor(0, param, on_device),
         "exp_avg": new_moment(param),
         "exp_avg_sq": new_moment(param),
     }
@@ -50,8 +58,9 @@ def create(param: Tensor, capturable: bool) -> dict[str, Any]:
 class Fresh:
     """States that were made for a step, to be taken back if it does not happen."""
 
-    def __init__(self, state: MutableMapping[Any, Any]) -> None:
+    def __init__(self, state: MutableMapping[Any, Any], fused_amp: bool = False) -> None:
         self._state = state
+        self._fused_amp = fused_amp
         self._made: list[tuple[Tensor, list[str]]] = []
 
     def add(self, group: Mapping[str, Any], number: int, indices: Iterable[int]) -> None:
@@ -68,7 +77,7 @@ class Fresh:
                 missing = next(key for key in KEYS if key not in present)
                 name = settings.name_of(group, number, i)
                 raise ValueError(f"the state of {name} has {present[0]!r} but no {missing!r}")
-            made = create(param, group["capturable"])
+            made = create(param, counts_on_device(param, group, self._fused_amp))
             if entry is None:
                 entry = self._state[param] = {}
             self._made.append((param, list(made)))
@@ -78,7 +87,7 @@ class Fresh:
         """Forget what was made."""
         for param, keys in reversed(self._made):
             entry = self._state.get(param, {})
-            if type(entry.get("step")) is Tensor and entry["step"].item() != 0:
+            if type(entry.get("step")) is Tensor and not _is_zero(entry["step"]):
                 continue  # it did happen, and a Ctrl-C came right after it
             for key in keys:
                 entry.pop(key, None)
@@ -86,11 +95,18 @@ class Fresh:
                 self._state.pop(param, None)
 
 
+def _is_zero(count: Tensor) -> bool:
+    if count.is_cuda and torch.cuda.is_current_stream_capturing():
+        return True  # nothing that is captured has happened yet
+    return bool(count.item() == 0)
+
+
 class MendedCounts:
     """Step counts that can be advanced, in place of those that cannot; they go into the state if the step happens."""
 
-    def __init__(self, state: Mapping[Any, Any]) -> None:
+    def __init__(self, state: Mapping[Any, Any], fused_amp: bool = False) -> None:
         self._state = state
+        self._fused_amp = fused_amp
         self._mended: list[tuple[Tensor, Tensor]] = []
 
     def of(self, group: Mapping[str, Any], number: int, steps: Iterable[Any]) -> tuple[Any, ...]:
@@ -104,6 +120,8 @@ class MendedCounts:
                 if id(param) not in known:
                     what = f"the step count of {settings.name_of(group, number, i)}"
                     known[id(param)] = _mended_count(step, what, repeated)
+                    if self._fused_amp and counts_on_device(param, group, True):
+                        known[id(param)] = known[id(param)].to(param.device)
                     if known[id(param)] is not step:
                         self._mended.append((param, known[id(param)]))
                 step = known[id(param)]
@@ -125,6 +143,8 @@ def _mended_count(step: Any, what: str, more: int) -> Tensor:
     if not is_count:
         raise ValueError(f"{what} must be one number, got {step!r}")
     if tensor.dtype is torch.float64 or tensor.device.type in ("mps", "meta"):  # mps has no float64
+        return tensor
+    if tensor.is_cuda and tensor.dtype is torch.float32:  # nobody waits for its value; like torch's, it ends at 2^24
         return tensor
     if tensor.item() + more >= MOST_FLOAT32:
         return tensor.to(torch.float64)

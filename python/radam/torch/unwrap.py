@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _step
+
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -21,7 +23,12 @@ def is_plain(tensor: Any) -> bool:
 
 def is_native(tensor: Tensor) -> bool:
     """Whether the core has a kernel for it, as far as its kind and device go; the core looks at the rest."""
-    return is_plain(tensor) and tensor.device.type == "cpu" and tensor.layout is torch.strided
+    return is_plain(tensor) and has_kernel(tensor.device) and tensor.layout is torch.strided
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Whether the core reaches a device."""
+    return device.type == "cpu" or (device.type == "cuda" and not _step.why_cuda_is_off())
 
 
 class Memory(NamedTuple):
