@@ -37,6 +37,7 @@ class Mutant:
 
 
 LIKE_TORCH = ("tests/test_torch_like_torch.py",)
+ON_DEVICES = ("tests/test_torch_cuda.py",)
 MUTANTS = (
     Mutant(
         "threshold 4",
@@ -76,8 +77,8 @@ MUTANTS = (
     Mutant(
         "version counter not bumped",
         "python/radam/torch/run.py",
-        "_step.step(tuple(plans), nonfinite, partial(increment_version, changed))",
-        "_step.step(tuple(plans), nonfinite, None)",
+        "_step.step(tuple(plans), nonfinite, partial(increment_version, changed), amp)",
+        "_step.step(tuple(plans), nonfinite, None, amp)",
         ("tests/test_torch_safety.py",),
     ),
     Mutant(
@@ -90,17 +91,17 @@ MUTANTS = (
     Mutant(
         "step advanced on a skip for a gradient that is not finite",
         "python/bindings/step.cpp",
-        'if (nonfinite == "raise") call->refuse_nonfinite(bad);',
-        'if (nonfinite == "raise") call->refuse_nonfinite(bad);\n        call->advance();',
+        'if (nonfinite == "raise") call->refuse_nonfinite(*bad);',
+        'if (nonfinite == "raise") call->refuse_nonfinite(*bad);\n        call->advance();',
         ("tests/test_torch_safety.py",),
     ),
     Mutant(
         "step advanced on a skip for GradScaler",
         "python/radam/torch/optimizer.py",
-        "            self.skipped_steps += 1\n            return None",
-        "            self.skipped_steps += 1\n"
+        "            self._skipped.here += 1\n            return\n        happened",
+        "            self._skipped.here += 1\n"
         "            [entry['step'].add_(1) for entry in self.state.values()]\n"
-        "            return None",
+        "            return\n        happened",
         ("tests/test_torch_amp.py",),
     ),
     Mutant(
@@ -138,6 +139,48 @@ MUTANTS = (
         "            self.param_groups[0]['lr'] = 0.5\n"
         "            loaded, groups = state.read(state_dict, self.param_groups, self.convention)",
         ("tests/test_torch_state.py",),
+    ),
+    Mutant(
+        "a device that steps in spite of an inf",
+        "cpp/src/cuda_sweep.hpp",
+        "value_of(header.found_inf, 0.0) != 0.0",
+        "value_of(header.found_inf, 0.0) < 0.0",
+        ON_DEVICES,
+    ),
+    Mutant(
+        "counts on a device that stay",
+        "cpp/src/cuda_sweep.hpp",
+        "if (same.header->done == nullptr ||",
+        "if (same.header->done != nullptr ||",
+        ON_DEVICES,
+    ),
+    Mutant(
+        "the schedule of an earlier step on a device",
+        "cpp/src/cuda_sweep.hpp",
+        "if (scratch.t == t && scratch.from_device",
+        "if (scratch.t != 0 && scratch.from_device",
+        ON_DEVICES,
+    ),
+    Mutant(
+        "elements behind the last 16 bytes left out on a device",
+        "cpp/src/cuda_sweep.hpp",
+        "for (std::int32_t i = tail + thread; i < size; i += threads)",
+        "for (std::int32_t i = tail + thread; i < tail; i += threads)",
+        ON_DEVICES,
+    ),
+    Mutant(
+        "work on another stream than the framework's",
+        "python/bindings/call.cpp",
+        "on_devices_.add(entry.device(), imports_.streams().of(entry.device()),",
+        "on_devices_.add(entry.device(), nullptr,",
+        ON_DEVICES,
+    ),
+    Mutant(
+        "a step tried again after a device failed",
+        "python/radam/torch/run.py",
+        "    except _step.CudaError:\n        raise",
+        "    except _step.CudaError:\n        return None",
+        ON_DEVICES,
     ),
 )
 
@@ -203,7 +246,8 @@ def _build(tree: Path) -> bool:
     installed = tree.parent / "installed"
     shutil.rmtree(installed, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps"]
-    command += ["--target", str(installed), "-C", f"build-dir={tree.parent / 'build'}", str(tree)]
+    command += ["--target", str(installed), "-C", f"build-dir={tree.parent / 'build'}"]
+    command += ["-C", "cmake.define.RADAM_CUDA=OFF", str(tree)]  # the kernels' bodies run in the stand-in
     built = subprocess.run(command, check=False, capture_output=True, text=True)
     if built.returncode != 0:
         print(built.stdout, built.stderr, sep="\n")

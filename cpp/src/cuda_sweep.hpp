@@ -91,7 +91,8 @@ struct Part {
 
 RADAM_KERNEL_INLINE Part part_of(const Entry& entry, std::uint32_t tile, std::int64_t tile_size) noexcept {
     const std::int64_t head = entry.head == not_together ? 0 : entry.head;
-    const std::int64_t first = tile == 0 ? 0 : head + tile * tile_size, end = head + (tile + std::int64_t{1}) * tile_size;
+    const std::int64_t first = tile == 0 ? 0 : head + tile * tile_size,
+                       end = head + (tile + std::int64_t{1}) * tile_size;
     const auto size = static_cast<std::int32_t>((end < entry.size ? end : entry.size) - first);
     const auto body = entry.head == not_together ? size : tile == 0 ? static_cast<std::int32_t>(head) : 0;
     const std::int64_t p = first * size_of(entry.param_dtype), g = first * size_of(entry.grad_dtype);
@@ -158,8 +159,7 @@ RADAM_KERNEL_INLINE const Coefficients<T>& coefficients_of(const ScheduledStep& 
 
 // The form is chosen at run time, alike for all threads: a hundred forms compiled would not be faster than memory.
 template <class Param, class Grad>
-RADAM_KERNEL_INLINE void step_part(const Part& part, const ScheduledStep& step, int thread,
-                                     int threads) noexcept {
+RADAM_KERNEL_INLINE void step_part(const Part& part, const ScheduledStep& step, int thread, int threads) noexcept {
     using T = Compute<Param>;
     const Streams<Param, Grad> s{part};
     const Coefficients<T>& c = coefficients_of<T>(step);
@@ -301,9 +301,8 @@ RADAM_KERNEL_INLINE void for_each_tile(const TableView& table, const Block& bloc
             prepare(entry);
         });
         block.each([&](int thread, int threads) noexcept {
-            visit_pair(scratch.part.param_dtype, scratch.part.grad_dtype, [&](auto p, auto g) noexcept {
-                f(p, g, thread, threads);
-            });
+            visit_pair(scratch.part.param_dtype, scratch.part.grad_dtype,
+                       [&](auto p, auto g) noexcept { f(p, g, thread, threads); });
         });
         block.one([&]() noexcept { scratch.tile += block.blocks(); });
     }

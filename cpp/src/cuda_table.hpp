@@ -28,7 +28,7 @@ constexpr std::uint8_t not_together = 0xff;
 
 struct Header {
     std::uint32_t entries, tiles;
-    std::int64_t tile_size;  // elements
+    std::int64_t tile_size;                // elements
     std::uint32_t schedules_at, steps_at;  // bytes from the header on
     Number grad_scale, found_inf, skipped;
     std::uint32_t* done;          // blocks that have read all counts; null where none is advanced

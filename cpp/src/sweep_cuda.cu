@@ -84,7 +84,8 @@ __global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
     step_table(table.view(), GpuBlock{}, *scratch.get());
 }
 
-__global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor) find_broken_kernel(const Header* table) {
+__global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
+    find_broken_kernel(const Header* table) {
     __shared__ Shared scratch;
     find_broken({table}, GpuBlock{}, *scratch.get());
 }
@@ -235,7 +236,10 @@ public:
             const std::lock_guard lock(from->state->returned_mutex_);
             from->state->returned_.push_back(from->buffer);
         };
-        returned_.reserve(++lent_);
+        {
+            const std::lock_guard lock(returned_mutex_);
+            returned_.reserve(++lent_);  // so that giving back allocates nothing
+        }
         check(cudaUserObjectCreate(&object, returns.get(), give_back, 1, cudaUserObjectNoDestructorSync),
               "tying memory to a CUDA graph");
         returns.release();
@@ -534,8 +538,8 @@ bool is_capturing(int device, void* stream, bool* out, Failure* failure) noexcep
     });
 }
 
-constexpr Library library{interface_version, devices, describe, step,    first_nonfinite, limit,
-                          allocate,          release, gather,   scatter, read,            is_capturing};
+constexpr Library library{interface_version, devices, describe, step, first_nonfinite, limit, allocate,
+                          release,           gather,  scatter,  read, is_capturing};
 
 }  // namespace
 }  // namespace radam::cuda

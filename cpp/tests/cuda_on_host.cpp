@@ -230,7 +230,8 @@ void a_skipped_step_changes_nothing_but_the_count_of_such() {
     write_number(static_cast<char*>(params[2].g.data()) + 2 * 76, DType::bf16, -infinity);
     std::size_t broken = 0;
     cuda::Failure failure;
-    expect(radam_cuda_library()->first_nonfinite(work, &broken, &failure) && broken == 2, "the broken gradient is found");
+    expect(radam_cuda_library()->first_nonfinite(work, &broken, &failure) && broken == 2,
+           "the broken gradient is found");
     const std::vector<Param> broken_before(params);
     run(work, "an inf");
     expect(params == broken_before && count == 4 && skipped == 12, "an inf leaves all as it was");
@@ -258,7 +259,8 @@ void a_huge_tensor_is_cut_without_overflow() {
     const cuda::TableView view{&table.header()};
     const std::uint32_t last = view.header->tiles - 1;
     const cuda::Part part = cuda::part_of(view.entries()[view.entry_of(last)], last, view.header->tile_size);
-    expect(static_cast<char*>(part.param) + 4 * part.size == base + 4 * size, "the last tile ends where the tensor does");
+    expect(static_cast<char*>(part.param) + 4 * part.size == base + 4 * size,
+           "the last tile ends where the tensor does");
     const cuda::Part middle = cuda::part_of(view.entries()[0], last / 2, view.header->tile_size);
     expect(static_cast<char*>(middle.exp_avg) == base + 4 * (last / 2) * view.header->tile_size, "tiles are adjacent");
 }

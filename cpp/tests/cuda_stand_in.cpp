@@ -174,8 +174,8 @@ bool is_capturing(int, void*, bool* out, Failure*) noexcept {
     return true;
 }
 
-constexpr Library library{interface_version, devices, describe, step,    first_nonfinite, limit,
-                          allocate,          release, gather,   scatter, read,            is_capturing};
+constexpr Library library{interface_version, devices, describe, step, first_nonfinite, limit, allocate,
+                          release,           gather,  scatter,  read, is_capturing};
 
 }  // namespace
 }  // namespace radam::cuda

@@ -41,10 +41,10 @@ void steps_as_the_scalar_law_does() {
                 float unused = 0.0f;
                 if (step.mode == radam::Mode::rectified)
                     radam::update(radam::Form<radam::Mode::rectified, true, false, false>{}, b.p[i], b.g[i], b.m[i],
-                                                                                           b.v[i], unused, step.f32);
+                                  b.v[i], unused, step.f32);
                 else
                     radam::update(radam::Form<radam::Mode::momentum, true, false, false>{}, b.p[i], b.g[i], b.m[i],
-                                                                                          b.v[i], unused, step.f32);
+                                  b.v[i], unused, step.f32);
             }
         }
         const std::size_t bytes = n * sizeof(float);

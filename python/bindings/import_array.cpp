@@ -3,6 +3,7 @@
 #define NPY_NO_DEPRECATED_API NPY_1_22_API_VERSION
 #define NPY_TARGET_VERSION NPY_1_22_API_VERSION
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 #include <numpy/arrayobject.h>
 
 #include <atomic>
@@ -121,37 +122,6 @@ void check_number(const Array& array, const Where& where) {
     if (array.dtype != DType::fp64 && array.dtype != DType::fp32) refuse_value(where, "must be float32 or float64");
 }
 
-// Streams as DLPack counts them, where 0 is none: the legacy default stream is 1.
-void* const legacy_stream = nullptr;
-std::uintptr_t stream_number(void* stream) noexcept {
-    return stream == legacy_stream ? 1 : reinterpret_cast<std::uintptr_t>(stream);
-}
-
-std::optional<int> cuda_device_of(const nb::object& source) {
-    if (!nb::hasattr(source, "__dlpack_device__")) return std::nullopt;
-    const nb::object device = source.attr("__dlpack_device__")();
-    const int type = nb::cast<int>(nb::int_(device[0]));
-    if (type != dlpack::cuda && type != dlpack::cuda_managed) return std::nullopt;
-    return nb::cast<int>(nb::int_(device[1]));
-}
-
-// The stream that the framework of an array works on now; the legacy default stream, which waits for all others and
-// they for it, where nothing is known of the framework.
-void* current_stream(const nb::object& source, int device) {
-    const nb::object modules = nb::module_::import_("sys").attr("modules");
-    for (const nb::handle base : nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(source.ptr()))).attr("__mro__")) {
-        const std::string module = nb::cast<std::string>(nb::str(base.attr("__module__")));
-        const std::string root = module.substr(0, module.find('.'));
-        if (root == "torch" || root == "cupy") {
-            const nb::object cuda = modules[root.c_str()].attr("cuda");
-            const nb::object stream = root == "torch" ? cuda.attr("current_stream")(device).attr("cuda_stream")
-                                                      : cuda.attr("get_current_stream")(device).attr("ptr");
-            return reinterpret_cast<void*>(nb::cast<std::uintptr_t>(stream));
-        }
-    }
-    return legacy_stream;
-}
-
 }  // namespace
 
 std::string Where::text() const {
@@ -184,22 +154,8 @@ void Imports::release() noexcept {
     buffers_.clear();
     owned_.clear();
     strides_.clear();
-    streams_.clear();
+    streams_.forget();
     seen_[0] = seen_[1] = {};  // a type may die, and another one take its address
-}
-
-// False where another stream leads on that device.
-bool Imports::follow(int device, void* stream, const dlpack::ExchangeApi* api) {
-    for (const DeviceStream& known : streams_)
-        if (known.device == device) return known.stream == stream;
-    streams_.push_back({device, stream, api});
-    return true;
-}
-
-void* Imports::stream_of(int device) const noexcept {
-    for (const DeviceStream& known : streams_)
-        if (known.device == device) return known.stream;
-    return legacy_stream;
 }
 
 const Reader& Imports::reader_of(PyObject* object) {
@@ -266,9 +222,9 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
             source = source.attr("resolve_neg")();
         }
         if (const std::optional<int> device = cuda_device_of(source)) {
-            follow(*device, current_stream(source, *device), nullptr);
+            streams_.follow(*device, current_stream(source, *device), nullptr);
             // The producer makes this stream wait for whatever it still has to do to the array.
-            options["stream"] = stream_number(stream_of(*device));
+            options["stream"] = Streams::number(streams_.of(*device));
         }
         try {
             capsule = source.attr("__dlpack__")(**options);
@@ -353,8 +309,10 @@ Array Imports::from_tensor(const dlpack::Tensor& tensor, Access access, const Wh
     if (is_on_cuda) {
         out.device = tensor.device.id;
         if (reinterpret_cast<std::uintptr_t>(out.data) % static_cast<std::uintptr_t>(out.layout.itemsize) != 0)
-            refuse_value(where, "does not lie at a multiple of its element size, which a CUDA device needs; hand in a copy of it");
-        follow(out.device, legacy_stream, nullptr);
+            refuse_value(
+                where,
+                "does not lie at a multiple of its element size, which a CUDA device needs; hand in a copy of it");
+        streams_.follow(out.device, nullptr, nullptr);
     }
     return out;
 }
@@ -366,21 +324,9 @@ Array Imports::from_exchange(const Reader& reader, PyObject* object, Access acce
         PyErr_Clear();  // __dlpack__ says better what is wrong
         return from_dlpack(object, access, where);
     }
-    if (tensor.device.type == dlpack::cuda || tensor.device.type == dlpack::cuda_managed) {
-        // Where another framework's stream leads, __dlpack__ makes that one wait.
-        const auto current = [&](void** out) {
-            return reader.api->current_work_stream != nullptr &&
-                   reader.api->current_work_stream(dlpack::cuda, tensor.device.id, out) == 0;
-        };
-        const int device = tensor.device.id;
-        bool leads = false;
-        for (const DeviceStream& known : streams_) leads = leads || (known.device == device && known.api == reader.api);
-        void* stream = nullptr;
-        if (!leads && !(current(&stream) && follow(device, stream, reader.api))) {
-            PyErr_Clear();
-            return from_dlpack(object, access, where);
-        }
-    }
+    const bool is_on_cuda = tensor.device.type == dlpack::cuda || tensor.device.type == dlpack::cuda_managed;
+    if (is_on_cuda && !streams_.follow_current(tensor.device.id, *reader.api))
+        return from_dlpack(object, access, where);  // it makes the stream of another framework wait
     const Array out = from_tensor(tensor, access, where);
     // A lazily negated view (the imaginary part of a conjugate) is described without its sign. Its strides are even, so
     // that only a single element of one looks contiguous.
@@ -442,8 +388,7 @@ Count Imports::add_count(PyObject* object, const Where& where) {
     }
     const Array array = add(object, Access::write, where);
     check_number(array, where);
-    if (array.device != Array::on_cpu)
-        return {{nullptr, Counter::Kind::fp32}, {array.data, array.dtype}, array.device};
+    if (array.device != Array::on_cpu) return {{nullptr, Counter::Kind::fp32}, {array.data, array.dtype}, array.device};
     return {{array.data, array.dtype == DType::fp64 ? Counter::Kind::fp64 : Counter::Kind::fp32}, {}};
 }
 

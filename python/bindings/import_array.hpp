@@ -14,6 +14,7 @@
 #include "counter.hpp"
 #include "dlpack.hpp"
 #include "reader.hpp"
+#include "streams.hpp"
 
 namespace radam::python {
 
@@ -72,9 +73,7 @@ public:
     // One float32 or float64 on this device; none for None.
     cuda::Number add_number(PyObject* object, int device, const Where& where);
 
-    // The stream that work on the arrays of this call goes onto: the current one of the framework whose array on that
-    // device came first. The arrays of others are ready for it.
-    void* stream_of(int device) const noexcept;
+    const Streams& streams() const noexcept { return streams_; }
 
     // Needs the GIL.
     void release() noexcept;
@@ -86,19 +85,13 @@ private:
     Array from_tensor(const dlpack::Tensor& tensor, Access access, const Where& where);
     Array from_buffer(PyObject* object, Access access, const Where& where);
     const Reader& reader_of(PyObject* object);
-    bool follow(int device, void* stream, const dlpack::ExchangeApi* api);
     void own(PyObject* object);
 
     struct Seen {
         PyTypeObject* type = nullptr;
         const Reader* reader = nullptr;
     };
-    struct DeviceStream {
-        int device;
-        void* stream;
-        const dlpack::ExchangeApi* api;  // of the framework whose stream it is, where that is known
-    };
-    std::vector<DeviceStream> streams_;
+    Streams streams_;
     Seen seen_[2];  // most arrays of a call are of two types: parameters and tensors
     std::vector<PyObject*> owned_;
     std::vector<Py_buffer> buffers_;

@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "call.hpp"
 #include "collect.hpp"
 #include "cuda_library.hpp"
 #include "import_array.hpp"

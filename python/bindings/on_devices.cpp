@@ -14,7 +14,8 @@ void check(bool succeeded, const cuda::Failure& failure) {
 }  // namespace
 
 void OnDevices::add(int device, void* stream, const AmpNumbers& amp, const cuda::DeviceSlot& slot, std::size_t index) {
-    auto found = std::find_if(devices_.begin(), devices_.end(), [&](const OnOne& d) { return d.work.device == device; });
+    auto found =
+        std::find_if(devices_.begin(), devices_.end(), [&](const OnOne& d) { return d.work.device == device; });
     if (found == devices_.end()) {
         cuda::Work work;
         work.device = device;
@@ -116,6 +117,8 @@ DeviceStandIn::~DeviceStandIn() {
     cuda_library()->release(copy_.device, copy_.stream, copy_.buffer, &ignored);
 }
 
-bool DeviceStandIn::write_back(cuda::Failure* failure) const noexcept { return cuda_library()->scatter(copy_, failure); }
+bool DeviceStandIn::write_back(cuda::Failure* failure) const noexcept {
+    return cuda_library()->scatter(copy_, failure);
+}
 
 }  // namespace radam::python

@@ -14,7 +14,8 @@ namespace radam::python {
 
 // What CUDA itself could not do; RuntimeError's subclass CudaError in Python.
 struct CudaError : std::runtime_error {
-    explicit CudaError(const cuda::Failure& failure) : std::runtime_error(std::string("CUDA failed: ") + failure.text) {}
+    explicit CudaError(const cuda::Failure& failure)
+        : std::runtime_error(std::string("CUDA failed: ") + failure.text) {}
 };
 
 // Numbers of a whole step that lie on a device, for torch.amp's GradScaler: see cuda::Work.

@@ -14,12 +14,12 @@ namespace radam::python {
 // where lrs is None or a dict from step number to learning rate, the arrays are tuples of equal length (a grad may be
 // None: that parameter is skipped; max_exp_avg_sqs is None without amsgrad), steps holds the steps each parameter has
 // taken, which the call advances: a writable int64 array, or a tuple of writable arrays of one float32 or float64, each
-// on the CPU or on its parameter's device; names is None or a tuple; and numbers is None or a dict from a CUDA device to
-// (lr, beta1, beta2), arrays of one number there that stand in for the hyperparameters, or None.
-// nonfinite: "propagate", "skip" or "raise". commit: None, or called once nothing can fail any more and nothing has
-// changed yet. amp: None, or a dict from a CUDA device to (grad_scale, found_inf, skipped), as in cuda::Work.
-// Returns false when the step was skipped, as far as the host knows. Devices step on the current streams of the
-// frameworks, and nobody waits for them, but for nonfinite, which must know.
+// on the CPU or on its parameter's device; names is None or a tuple; and numbers is None or a dict from a CUDA device
+// to (lr, beta1, beta2), arrays of one number there that stand in for the hyperparameters, or None. nonfinite:
+// "propagate", "skip" or "raise". commit: None, or called once nothing can fail any more and nothing has changed yet.
+// amp: None, or a dict from a CUDA device to (grad_scale, found_inf, skipped), as in cuda::Work. Returns false when the
+// step was skipped, as far as the host knows. Devices step on the current streams of the frameworks, and nobody waits
+// for them, but for nonfinite, which must know.
 bool step(const nanobind::tuple& groups, const std::string& nonfinite, nanobind::handle commit, nanobind::handle amp);
 
 // Waits for steps in other threads; later ones keep the GIL. To be called when the interpreter ends.
@@ -36,8 +36,5 @@ void limit(const nanobind::tuple& groups);
 
 // (dtype name, shape, dimensions in memory order) of a parameter: what its moments are made after.
 nanobind::tuple describe(nanobind::handle array, nanobind::handle names, std::size_t group, std::size_t index);
-
-// What a user is told of a hyperparameter that breaks a rule.
-std::string message(const Violation& found);
 
 }  // namespace radam::python

@@ -18,7 +18,9 @@ struct fp16 {
     std::uint16_t bits;
 };
 
-RADAM_INLINE constexpr int size_of(DType dtype) noexcept { return dtype == DType::fp64 ? 8 : dtype == DType::fp32 ? 4 : 2; }
+RADAM_INLINE constexpr int size_of(DType dtype) noexcept {
+    return dtype == DType::fp64 ? 8 : dtype == DType::fp32 ? 4 : 2;
+}
 
 constexpr const char* name_of(DType dtype) noexcept {
     switch (dtype) {
@@ -32,7 +34,9 @@ constexpr const char* name_of(DType dtype) noexcept {
 
 // fp64 goes with fp64 only; the others in any pair, computed in fp32 with fp32 moments.
 constexpr bool is_pair(DType param, DType grad) noexcept { return (param == DType::fp64) == (grad == DType::fp64); }
-RADAM_INLINE constexpr DType moment_dtype(DType param) noexcept { return param == DType::fp64 ? DType::fp64 : DType::fp32; }
+RADAM_INLINE constexpr DType moment_dtype(DType param) noexcept {
+    return param == DType::fp64 ? DType::fp64 : DType::fp32;
+}
 
 // The arithmetic that a storage type is computed in.
 template <class Storage>

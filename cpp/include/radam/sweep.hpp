@@ -127,9 +127,8 @@ void sweep(const Tile& tile) noexcept {
     visit_pair(tile.slot->param_dtype, tile.slot->grad_dtype, [&](auto p, auto g) noexcept {
         using Param = typename decltype(p)::type;
         using Grad = typename decltype(g)::type;
-        visit_form(*tile.slot->step, [&](auto form) noexcept {
-            detail::sweep_form<Isa, decltype(form), Param, Grad>(tile);
-        });
+        visit_form(*tile.slot->step,
+                   [&](auto form) noexcept { detail::sweep_form<Isa, decltype(form), Param, Grad>(tile); });
     });
 }
 
