@@ -77,7 +77,7 @@ MUTANTS = (
     Mutant(
         "version counter not bumped",
         "python/radam/torch/run.py",
-        "_step.step(tuple(plans), nonfinite, partial(increment_version, changed), amp)",
+        "_step.step(tuple(plans), nonfinite, functools.partial(increment_version, changed), amp)",
         "_step.step(tuple(plans), nonfinite, None, amp)",
         ("tests/test_torch_safety.py",),
     ),

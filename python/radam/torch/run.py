@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -127,7 +128,7 @@ def as_they_are(
                     changed += tensors
             else:
                 changed += [t for tensors in written for t, grad in zip(tensors, grads) if grad is not None]
-        return not changed or _step.step(tuple(plans), nonfinite, partial(increment_version, changed), amp)
+        return not changed or _step.step(tuple(plans), nonfinite, functools.partial(increment_version, changed), amp)
     except _step.CudaError:
         raise  # a second try could find that a device has begun
     except (TypeError, ValueError, RuntimeError):
@@ -171,6 +172,8 @@ def taken_apart(
     by_law = [item for item in items if not item.by_kernel]
     if by_law and amp is not None:
         return None
+    if any(item.memory.param.is_cuda and not item.differentiable for item in by_law):
+        _warn_of_no_kernel()
     first, *later = _turns(by_law) or [[]]
 
     def law_step(item: Item) -> LawStep:
@@ -215,6 +218,16 @@ def taken_apart(
             step.compute()
             step.write()
     return True
+
+
+@functools.cache  # once
+def _warn_of_no_kernel() -> None:
+    why = _step.why_cuda_is_off() or "they are no plain, strided tensors"
+    warnings.warn(
+        f"CUDA tensors are stepped by PyTorch's own operations, one by one, which is slower: {why}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def all_plain(batches: Sequence[Batch]) -> bool:
