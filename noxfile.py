@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import nox
@@ -11,18 +12,42 @@ nox.options.sessions = ["wheel", "lint", "cpp", "tests", "mutants"]
 nox.options.stop_on_first_error = False
 
 DIST = Path("build/dist")
-LARGEST_WHEEL = 2_000_000  # bytes
+# Bytes.
+LARGEST_WHEEL = {"with CUDA": 6_000_000, "without CUDA": 2_000_000}
+LARGEST_CUDA_LIBRARY = 6_000_000
+# What tests/test_cuda_build.py takes besides nvcc: the build's tools, and those that take a CUDA library apart.
+CUDA_BUILD = [
+    f"{requirement}; sys_platform == 'linux' and platform_machine == 'x86_64'"
+    for requirement in ("cmake>=3.26", "ninja", "nvidia-cuda-cuobjdump==13.5.*", "nvidia-cuda-nvdisasm==13.5.*")
+]
 
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Build the wheel that the other sessions install."""
+    """Build the wheel that the other sessions install, and one without CUDA where that one has it."""
     session.install("pip>=25")
     shutil.rmtree(DIST, ignore_errors=True)
-    session.run("python", "-m", "pip", "wheel", ".", "--no-deps", "--wheel-dir", str(DIST))
-    size = Path(built_wheel(session)).stat().st_size
-    if size > LARGEST_WHEEL:
-        session.error(f"the wheel has {size} bytes, more than {LARGEST_WHEEL}")
+    if not build_wheel(session, DIST):
+        why = "no nvcc was found" if shutil.which("nvcc") is None else "nvcc could not build it; pip wheel -v says why"
+        session.warn(f"The wheel is without CUDA, and the build of CUDA is not tested: {why}.")
+    elif build_wheel(session, DIST / "without-cuda", "-C", "cmake.define.RADAM_CUDA=OFF"):
+        session.error("RADAM_CUDA=OFF has built CUDA")
+
+
+def build_wheel(session: nox.Session, folder: Path, *settings: str) -> bool:
+    """Build a wheel that is not too large; return whether CUDA is in it."""
+    session.run("python", "-m", "pip", "wheel", ".", "--no-deps", "--wheel-dir", str(folder), *settings)
+    (path,) = folder.glob("radam-*.whl")
+    with zipfile.ZipFile(path) as archive:
+        libraries = [entry for entry in archive.infolist() if "radam_cuda." in entry.filename]
+    kind = "with CUDA" if libraries else "without CUDA"
+    sizes = [(f"the wheel {kind}", path.stat().st_size, LARGEST_WHEEL[kind])]
+    sizes += [("the CUDA library", entry.file_size, LARGEST_CUDA_LIBRARY) for entry in libraries]
+    for what, size, largest in sizes:
+        session.log(f"{what} has {size} bytes of at most {largest}")
+        if size > largest:
+            session.error(f"{what} is too large")
+    return bool(libraries)
 
 
 def built_wheel(session: nox.Session) -> str:
@@ -41,7 +66,8 @@ def lint(session: nox.Session) -> None:
     )
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    sources = [str(path) for folder in ("cpp", "python") for path in Path(folder).rglob("*.[hc]pp")]
+    folders = [Path("cpp"), Path("python")]
+    sources = [str(path) for folder in folders for kind in ("[hc]pp", "cu") for path in folder.rglob(f"*.{kind}")]
     session.run("clang-format", "--dry-run", "--Werror", *sources)
     session.run("codespell", ".")
     with session.chdir("tests"):  # away from the tree, so that mypy reads the installed package
@@ -53,7 +79,8 @@ def cpp(session: nox.Session) -> None:
     """Build the core without Python and run its tests."""
     session.install("cmake>=3.26", "ninja", "pythran==0.19.*")
     build = session.create_tmp()
-    session.run("cmake", "-S", ".", "-B", build, "-G", "Ninja", "-DRADAM_TESTS=ON", "-DCMAKE_BUILD_TYPE=Release")
+    settings = ("-DRADAM_TESTS=ON", "-DRADAM_CUDA=OFF", "-DCMAKE_BUILD_TYPE=Release")
+    session.run("cmake", "-S", ".", "-B", build, "-G", "Ninja", *settings)
     session.run("cmake", "--build", build)
     session.run("ctest", "--test-dir", build, "--output-on-failure")
 
@@ -61,7 +88,7 @@ def cpp(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test the installed wheel."""
-    session.install(f"{built_wheel(session)}[test,demo]")
+    session.install(f"{built_wheel(session)}[test,demo]", *CUDA_BUILD)
     session.run("pytest", *session.posargs)
 
 

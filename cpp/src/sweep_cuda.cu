@@ -516,6 +516,18 @@ bool scatter(const Copy& c, Failure* failure) noexcept {
     return succeeds(failure, [&] { copy(c, false); });
 }
 
+bool join(int device, void* stream, void* waiting, Failure* failure) noexcept {
+    return succeeds(failure, [&] {
+        const OnDevice current(device);
+        cudaEvent_t event = nullptr;
+        check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making a CUDA event");
+        cudaError_t code = cudaEventRecord(event, stream_of(stream));
+        if (code == cudaSuccess) code = cudaStreamWaitEvent(stream_of(waiting), event);
+        cudaEventDestroy(event);  // when it is over
+        check(code, "letting another stream wait for the step");
+    });
+}
+
 bool read(int device, void* stream, Number number, double* out, Failure* failure) noexcept {
     return succeeds(failure, [&] {
         const OnDevice current(device);
@@ -538,8 +550,9 @@ bool is_capturing(int device, void* stream, bool* out, Failure* failure) noexcep
     });
 }
 
-constexpr Library library{interface_version, devices, describe, step, first_nonfinite, limit, allocate,
-                          release,           gather,  scatter,  read, is_capturing};
+constexpr Library library{
+    interface_version, devices, describe, step,        first_nonfinite, limit, allocate, release, gather,
+    scatter,           join,    read,     is_capturing};
 
 }  // namespace
 }  // namespace radam::cuda

@@ -163,6 +163,12 @@ bool copy(const char* what, const Copy& copy, bool to_buffer, Failure* failure) 
 bool gather(const Copy& c, Failure* failure) noexcept { return copy("gather", c, true, failure); }
 bool scatter(const Copy& c, Failure* failure) noexcept { return copy("scatter", c, false, failure); }
 
+bool join(int device, void* stream, void* waiting, Failure* failure) noexcept {
+    if (!may("join", device, stream, 0, failure)) return false;
+    note("waits", device, waiting, 0);
+    return true;
+}
+
 bool read(int device, void* stream, Number number, double* out, Failure* failure) noexcept {
     if (!may("read", device, stream, 0, failure)) return false;
     *out = value_of(number, 0.0);
@@ -174,8 +180,9 @@ bool is_capturing(int, void*, bool* out, Failure*) noexcept {
     return true;
 }
 
-constexpr Library library{interface_version, devices, describe, step, first_nonfinite, limit, allocate,
-                          release,           gather,  scatter,  read, is_capturing};
+constexpr Library library{
+    interface_version, devices, describe, step,        first_nonfinite, limit, allocate, release, gather,
+    scatter,           join,    read,     is_capturing};
 
 }  // namespace
 }  // namespace radam::cuda

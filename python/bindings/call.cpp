@@ -257,15 +257,20 @@ void Call::prepare() {
                         {slots_[k], entry.schedule, entry.taken, entry.count}, k);
     }
     slots_.resize(kept);
+    const bool all_there = slots_.empty() && on_devices_.keep_all_counts();
+    if (!all_there && on_devices_.is_capturing())
+        throw std::runtime_error(
+            "a CUDA stream is being captured into a graph, whose replays would not step what is on the CPU, parameters "
+            "or step counts: take this step outside of the capture, or use radam.torch with capturable=True and "
+            "parameters on CUDA devices alone");
 }
 
 std::optional<std::size_t> Call::first_nonfinite(bool raises) {
     if (any_device_ && on_devices_.is_capturing()) {
         if (raises)
             throw std::runtime_error("nonfinite='raise' cannot raise from a CUDA graph; use nonfinite='skip' there");
-        if (!slots_.empty() || !on_devices_.can_skip_alone())
-            throw std::runtime_error(
-                "nonfinite='skip' in a CUDA graph needs all parameters and step counts on one device: capturable=True");
+        if (!on_devices_.can_skip_alone())
+            throw std::runtime_error("nonfinite='skip' in a CUDA graph needs all parameters on one device");
         on_devices_.skip_alone();
         return std::nullopt;
     }
@@ -299,6 +304,7 @@ bool Call::run(cuda::Failure* failure) noexcept {
         else
             scatter(array.layout, array.data, s.order, s.buffer.get());
     }
+    all_well = on_devices_.let_wait(imports_.streams().others(), failure) && all_well;
     advance();
     return all_well;
 }

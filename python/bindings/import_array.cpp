@@ -222,7 +222,7 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
             source = source.attr("resolve_neg")();
         }
         if (const std::optional<int> device = cuda_device_of(source)) {
-            streams_.follow(*device, current_stream(source, *device), nullptr);
+            streams_.follow(*device, Py_TYPE(object), [&] { return current_stream(source, *device); });
             // The producer makes this stream wait for whatever it still has to do to the array.
             options["stream"] = Streams::number(streams_.of(*device));
         }
@@ -312,7 +312,7 @@ Array Imports::from_tensor(const dlpack::Tensor& tensor, Access access, const Wh
             refuse_value(
                 where,
                 "does not lie at a multiple of its element size, which a CUDA device needs; hand in a copy of it");
-        streams_.follow(out.device, nullptr, nullptr);
+        streams_.follow_default(out.device);
     }
     return out;
 }
@@ -325,7 +325,8 @@ Array Imports::from_exchange(const Reader& reader, PyObject* object, Access acce
         return from_dlpack(object, access, where);
     }
     const bool is_on_cuda = tensor.device.type == dlpack::cuda || tensor.device.type == dlpack::cuda_managed;
-    if (is_on_cuda && !streams_.follow_current(tensor.device.id, *reader.api))
+    const auto current = [&] { return current_stream(*reader.api, tensor.device.id); };
+    if (is_on_cuda && !streams_.follow(tensor.device.id, reader.api, current))
         return from_dlpack(object, access, where);  // it makes the stream of another framework wait
     const Array out = from_tensor(tensor, access, where);
     // A lazily negated view (the imaginary part of a conjugate) is described without its sign. Its strides are even, so

@@ -65,15 +65,25 @@ std::optional<std::size_t> OnDevices::first_nonfinite() const {
     return first;
 }
 
-bool OnDevices::can_skip_alone() const noexcept {
-    if (devices_.size() != 1) return false;
-    const std::vector<cuda::DeviceSlot>& slots = devices_.front().slots;
-    return std::all_of(slots.begin(), slots.end(), [](const auto& slot) { return slot.count.data != nullptr; });
+bool OnDevices::keep_all_counts() const noexcept {
+    return std::all_of(devices_.begin(), devices_.end(), [](const OnOne& one) {
+        return std::all_of(one.slots.begin(), one.slots.end(),
+                           [](const cuda::DeviceSlot& slot) { return slot.count.data != nullptr; });
+    });
 }
 
 bool OnDevices::start(cuda::Failure* failure) const noexcept {
     const std::vector<cuda::Work> all = works();
     return cuda_library()->step(all.data(), all.size(), failure);
+}
+
+bool OnDevices::let_wait(const std::vector<Streams::Used>& others, cuda::Failure* failure) const noexcept {
+    for (const Streams::Used& other : others)
+        for (const OnOne& one : devices_)
+            if (one.work.device == other.device &&
+                !cuda_library()->join(other.device, one.work.stream, other.stream, failure))
+                return false;
+    return true;
 }
 
 void OnDevices::run_limit() const {

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "streams.hpp"
+
 namespace radam::python {
 
 // What CUDA itself could not do; RuntimeError's subclass CudaError in Python.
@@ -37,12 +39,18 @@ public:
     // The place among all of the first parameter whose gradient holds an inf or a NaN.
     std::optional<std::size_t> first_nonfinite() const;
 
-    // Leave it to the device to skip the step; for one device that keeps all counts itself.
-    bool can_skip_alone() const noexcept;
+    // Whether each device keeps all the counts of its parameters.
+    bool keep_all_counts() const noexcept;
+
+    // Leave it to the device to skip the step: for one device that keeps all counts itself.
+    bool can_skip_alone() const noexcept { return devices_.size() == 1; }
     void skip_alone() noexcept { devices_.front().work.skip_nonfinite = true; }
 
     // Starts the step on all devices. Does not wait for it, and does not need the GIL.
     bool start(cuda::Failure* failure) const noexcept;
+
+    // Lets other streams wait for the step.
+    bool let_wait(const std::vector<Streams::Used>& others, cuda::Failure* failure) const noexcept;
 
     void run_limit() const;
     void clear() noexcept { devices_.clear(); }

@@ -2,39 +2,11 @@
 
 #include <nanobind/stl/string.h>
 
-#include <algorithm>
 #include <string>
 
 namespace nb = nanobind;
 
 namespace radam::python {
-
-const Streams::Known* Streams::find(int device) const noexcept {
-    const auto found =
-        std::find_if(known_.begin(), known_.end(), [&](const Known& known) { return known.device == device; });
-    return found == known_.end() ? nullptr : &*found;
-}
-
-bool Streams::follow(int device, void* stream, const dlpack::ExchangeApi* api) {
-    if (const Known* const known = find(device)) return known->stream == stream;
-    known_.push_back({device, stream, api});
-    return true;
-}
-
-bool Streams::follow_current(int device, const dlpack::ExchangeApi& api) {
-    if (const Known* const known = find(device); known != nullptr && known->api == &api) return true;
-    void* stream = nullptr;
-    if (api.current_work_stream == nullptr || api.current_work_stream(dlpack::cuda, device, &stream) != 0) {
-        PyErr_Clear();
-        return false;
-    }
-    return follow(device, stream, &api);
-}
-
-void* Streams::of(int device) const noexcept {
-    const Known* const known = find(device);
-    return known != nullptr ? known->stream : nullptr;
-}
 
 std::optional<int> cuda_device_of(const nb::object& array) {
     if (!nb::hasattr(array, "__dlpack_device__")) return std::nullopt;
@@ -57,6 +29,13 @@ void* current_stream(const nb::object& array, int device) {
         return reinterpret_cast<void*>(nb::cast<std::uintptr_t>(stream));
     }
     return nullptr;
+}
+
+void* current_stream(const dlpack::ExchangeApi& api, int device) {
+    void* stream = nullptr;
+    if (api.current_work_stream != nullptr && api.current_work_stream(dlpack::cuda, device, &stream) != 0)
+        throw nb::python_error();
+    return stream;
 }
 
 }  // namespace radam::python

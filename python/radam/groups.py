@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import clear
+
 Array = Any  # a NumPy array, a tensor with __dlpack__, or an object with the buffer protocol
 Group = dict[str, Any]
 
@@ -181,7 +183,7 @@ def clear_grads(groups: Sequence[Group], set_to_none: bool) -> None:
             if set_to_none:
                 param.grad = None
             else:
-                grad[...] = 0
+                clear(grad)
 
 
 def note_changes_to_torch(params: Iterable[Any]) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from . import _step, groups, state
+from . import _step, arrays, groups, state
 from .conventions import Convention, find_convention
 from .groups import Array, Group
 from .hooks import Hook, RemovableHandle
@@ -69,6 +69,8 @@ class Optimizer:
         both = [*present, *new]
         groups.check_distinct(both)
         _step.check_params(tuple((groups.arrays_of(group["params"]), _names(group)) for group in both))
+        for g, group in enumerate(new, start=len(present)):
+            arrays.check_libraries(groups.arrays_of(group["params"]), g, _names(group))
         states = [*self._states, *(state.GroupState(group["params"]) for group in new)]
         for g, group in enumerate(new, start=len(present)):
             self._warn_if_never_rectified(group, g, stacklevel)
@@ -124,8 +126,12 @@ class Optimizer:
             TypeError: if a gradient is no array, or of a dtype that is not float64, float32, bfloat16 or float16.
             ValueError: if shapes, dtypes or memory do not fit, or a hyperparameter is out of range.
             FloatingPointError: with nonfinite="raise", if a gradient holds an inf or a NaN.
-            RuntimeError: if a step of this optimizer is under way, or an array is not on the CPU.
-            After any of them every parameter, moment and step count is what it was.
+            RuntimeError: if a step of this optimizer is under way, a device cannot be reached, or CUDA fails.
+            After any of them every parameter, moment and step count is what it was. One case cannot be: where CUDA
+            fails to write back an array with gaps, the step has happened, and that array missed it.
+
+        On a CUDA device a step is one launch on the current stream, that of the library whose array comes first there.
+        Nobody waits for it, unless nonfinite is "skip" or "raise", which must look first.
         """
         with self._turn:
             args: tuple[Any, ...] = (closure,)
@@ -234,10 +240,11 @@ class Optimizer:
         return {"optimizer": "RAdam" if self._rectify else "Adam", "convention": convention}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a later run needs to go on with the same bits, as plain scalars and arrays (copies).
+        """Return everything that a later run needs to go on with the same bits, as plain scalars and arrays.
 
-        The keys are "version", "optimizer", "convention", "state" (by parameter index: "step", "exp_avg", "exp_avg_sq",
-        "max_exp_avg_sq") and "param_groups". An lr that is a function of the step is saved as None and kept at load.
+        The arrays are copies of the moments, on the same device and of the same library. The keys are "version",
+        "optimizer", "convention", "state" (by parameter index: "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq") and
+        "param_groups". An lr that is a function of the step is saved as None and kept at load.
         Not in it: nonfinite, skipped_steps and hooks.
         """
         with self._turn:
@@ -245,7 +252,7 @@ class Optimizer:
             return state.copy_arrays(state.to_dict(self._kind(), self.param_groups, self._states))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what state_dict gave. The arrays are copied.
+        """Take over what state_dict gave. The arrays, of any library and on any device, are copied to the parameters'.
 
         Raises:
             ValueError: naming the key that is missing, of the wrong shape, dtype or value; the optimizer is unchanged.
@@ -265,6 +272,8 @@ class Optimizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a safetensors file: complete, or not at all, also when the process is killed.
+
+        Arrays on devices are written from copies on the host; the file loads onto any device.
 
         Raises:
             FileNotFoundError: if the folder is not there.
@@ -309,7 +318,7 @@ def _names(group: Group) -> tuple[str, ...] | None:
 
 
 class RAdam(Optimizer):
-    """Rectified Adam over arrays on the CPU, updated in place.
+    """Rectified Adam over arrays on the CPU and on CUDA devices, updated in place.
 
     With m and v the moving averages of the gradient and its square, a step is p -= lr * r * sqrt(1 - beta2^t) /
     (1 - beta1^t) * m / (sqrt(v) + eps) once it is rectified, and p -= lr * m / (1 - beta1^t) before. The rectification
@@ -317,11 +326,13 @@ class RAdam(Optimizer):
 
     Args:
         params: an iterable of arrays, of (name, array) pairs, of objects with .grad, or of group dicts; or a dict of
-            named arrays. Arrays are NumPy's (also ml_dtypes bfloat16), PyTorch CPU tensors, or anything on the CPU with
-            __dlpack__ or the buffer protocol, of dtype float64, float32, bfloat16 or float16 and any shape. Moments are
-            float32 (float64 for float64). Strided views work; memory that overlaps is refused.
-        lr: the learning rate: a number, a 0-d array (read at every step), or a function of the step number, which is 1
-            for the first step.
+            named arrays. Arrays are NumPy's (also ml_dtypes bfloat16), PyTorch's, CuPy's, or anything with __dlpack__
+            or the buffer protocol, of dtype float64, float32, bfloat16 or float16 and any shape, on the CPU and on CUDA
+            devices in any mixture. Moments are float32 (float64 for float64): NumPy's for a parameter on the CPU; on a
+            CUDA device of the parameter's own library, which must be CuPy, PyTorch or one with __array_namespace__.
+            Strided views work; memory that overlaps is refused.
+        lr: the learning rate: a number, a 0-d array (read at every step, which waits for one on a device), or a
+            function of the step number, which is 1 for the first step.
         betas: the decay rates of m and v, at least 0 and below 1.
         eps: added to the denominator; None for the convention's own (1e-8; tfa 1e-7).
         weight_decay: the strength of the decay.
@@ -331,10 +342,13 @@ class RAdam(Optimizer):
         amsgrad: divide by the largest v so far.
         convention: whose reading of RAdam: a name in radam.CONVENTIONS or a radam.Convention.
         nonfinite: what an inf or NaN in a gradient does: "propagate" (as in IEEE arithmetic), "skip" the whole step, or
-            "raise" FloatingPointError. The latter two change nothing; ``skipped_steps`` counts.
+            "raise" FloatingPointError. The latter two change nothing, and wait for devices to look; ``skipped_steps``
+            counts.
 
     Raises:
-        TypeError: if a parameter is no array or of another dtype.
+        TypeError: if a parameter is no array, of another dtype, or on a CUDA device and of a library that cannot be
+            asked for moments.
+        RuntimeError: if a parameter is on a device that cannot be reached; it says why, and what helps.
         ValueError: if a hyperparameter is out of range, a parameter is read-only, comes twice or overlaps another, or
             the convention has no such decay.
 
@@ -379,7 +393,7 @@ class RAdam(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam over arrays on the CPU, updated in place: the same law, with r = 1 from the first step.
+    """Adam over arrays on the CPU and on CUDA devices, updated in place: the same law, with r = 1 from the first step.
 
     A step is p -= lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps). Arguments and errors are those of
     radam.RAdam; ``amsgrad`` takes the maximum of the uncorrected v, as torch does, and ``decoupled_weight_decay=True``

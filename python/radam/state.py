@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ._step import describe
+from .arrays import assign, copied, dtype_name, has_negative, readable, to_numpy, zeros_like
 from .groups import Array, Group, array_of
 
 VERSION = 1
@@ -23,13 +23,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 def moments_of(group: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the moments that a group keeps."""
     return MOMENTS if group["amsgrad"] else MOMENTS[:2]
-
-
-def zeros_like(param: Array, index: int = 0, group: int = 0) -> np.ndarray[Any, Any]:
-    """Return a moment of zeros for a parameter, in the parameter's own memory order: fp32, or fp64 for fp64."""
-    dtype, shape, order = describe(param, None, group, index)
-    made = np.zeros([shape[d] for d in order], np.float64 if dtype == "float64" else np.float32)
-    return made.transpose(np.argsort(order)) if shape else made
 
 
 class GroupState:
@@ -207,16 +200,17 @@ def _read(saved: Any, what: str, group: Mapping[str, Any], state: GroupState, g:
         moment = _entry(saved, name, what)
         fresh = zeros_like(param, i, g)
         try:
-            array = np.asarray(moment)
+            array = readable(moment)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{what}[{name!r}] is no array: {error}") from None
-        if array.dtype != fresh.dtype:
-            raise ValueError(f"{what}[{name!r}] has dtype {array.dtype}; the moments here are {fresh.dtype}")
-        if array.shape != fresh.shape:
-            raise ValueError(f"{what}[{name!r}] has shape {array.shape}, the parameter {fresh.shape}")
-        if name != "exp_avg" and (array < 0).any():
+            raise ValueError(f"{what}[{name!r}] cannot be read as an array: {error}") from None
+        dtype, shape = dtype_name(array), tuple(array.shape)
+        if dtype != dtype_name(fresh):
+            raise ValueError(f"{what}[{name!r}] has dtype {dtype}; the moments here are {dtype_name(fresh)}")
+        if shape != tuple(fresh.shape):
+            raise ValueError(f"{what}[{name!r}] has shape {shape}, the parameter {tuple(fresh.shape)}")
+        if name != "exp_avg" and has_negative(array):
             raise ValueError(f"{what}[{name!r}] holds a negative number, but it is an average of squares")
-        fresh[...] = array
+        assign(fresh, array)
         state.moments[name][i] = fresh
     for key in saved:
         if key not in ("step", *MOMENTS):
@@ -227,7 +221,7 @@ def _read(saved: Any, what: str, group: Mapping[str, Any], state: GroupState, g:
 def copy_arrays(saved: dict[str, Any]) -> dict[str, Any]:
     """Give a state dict arrays of its own."""
     state = {
-        index: {key: value.copy("K") if isinstance(value, np.ndarray) else value for key, value in entry.items()}
+        index: {key: copied(value) if key in MOMENTS else value for key, value in entry.items()}
         for index, entry in saved["state"].items()
     }
     return {**saved, "state": state}
@@ -242,7 +236,8 @@ def write_file(path: str | os.PathLike[str], saved: Mapping[str, Any]) -> None:
         steps[str(index)] = entry["step"]
         for name in MOMENTS:
             if name in entry:
-                tensors[f"{index}.{name}"] = np.ascontiguousarray(entry[name]).reshape(entry[name].shape)
+                host = to_numpy(entry[name])
+                tensors[f"{index}.{name}"] = np.ascontiguousarray(host).reshape(host.shape)
     header = {**{key: value for key, value in saved.items() if key != "state"}, "steps": steps}
     target = Path(path).resolve()  # through a link, to the file itself
     if not target.parent.is_dir():

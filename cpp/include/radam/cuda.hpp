@@ -85,6 +85,8 @@ struct Library {
     bool (*release)(int device, void* stream, void* memory, Failure*) noexcept;
     bool (*gather)(const Copy& copy, Failure*) noexcept;   // from the array to the buffer
     bool (*scatter)(const Copy& copy, Failure*) noexcept;  // and back
+    // Lets another stream wait for all that the first one has to do by now; not for a stream that is being captured.
+    bool (*join)(int device, void* stream, void* waiting, Failure*) noexcept;
     // One number, after all that the stream has to do.
     bool (*read)(int device, void* stream, Number number, double* out, Failure*) noexcept;
     bool (*is_capturing)(int device, void* stream, bool* out, Failure*) noexcept;
