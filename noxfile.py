@@ -67,7 +67,9 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     folders = [Path("cpp"), Path("python")]
-    sources = [str(path) for folder in folders for kind in ("[hc]pp", "cu") for path in folder.rglob(f"*.{kind}")]
+    sources = [
+        str(path) for folder in folders for kind in ("[hc]pp", "cu", "cuh") for path in folder.rglob(f"*.{kind}")
+    ]
     session.run("clang-format", "--dry-run", "--Werror", *sources)
     session.run("codespell", ".")
     with session.chdir("tests"):  # away from the tree, so that mypy reads the installed package

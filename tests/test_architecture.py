@@ -109,9 +109,10 @@ def test_what_stands_alone_knows_no_other_header(header: str) -> None:
     assert own(HEADERS / f"{header}.hpp") == set()
 
 
-def test_one_file_alone_knows_cuda() -> None:
-    everything = sources(ROOT / "cpp", ".hpp", ".cpp", ".cu") + sources(ROOT / "python", ".hpp", ".cpp")
-    assert [p.name for p in everything if "cuda_runtime.h" in includes(p)] == ["sweep_cuda.cu"]
+def test_one_pair_of_files_alone_knows_cuda() -> None:
+    everything = sources(ROOT / "cpp", ".hpp", ".cpp", ".cu", ".cuh") + sources(ROOT / "python", ".hpp", ".cpp")
+    assert [p.name for p in everything if "cuda_runtime.h" in includes(p)] == ["cuda_buffers.cuh"]
+    assert [p.name for p in everything if "cuda_buffers.cuh" in includes(p)] == ["sweep_cuda.cu"]
 
 
 @pytest.mark.parametrize(

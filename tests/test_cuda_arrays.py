@@ -1266,6 +1266,19 @@ def test_what_a_graph_cannot_do_is_refused_while_it_is_captured(stand_in: StandI
     twins.check()
 
 
+def test_arrays_of_another_framework_are_refused_while_a_graph_is_captured(stand_in: StandIn) -> None:
+    param, exp_avg, exp_avg_sq, count = (put(np.zeros(n, np.float32), 0) for n in (5, 5, 5, ()))
+    grad = StandardArray(np.ones(5, np.float32), 0)
+    hyperparameters = radam.CONVENTIONS["torch"].hyperparameters()
+    group = (hyperparameters, None, (param,), (grad,), (exp_avg,), (exp_avg_sq,), None, (count,), None)
+    with capturing(stand_in), cp.cuda.ExternalStream(0x30):
+        with pytest.raises(RuntimeError, match="of another framework, which works on another stream"):
+            _step.step((group,), "propagate")
+        assert _step.step(((*group[:3], (put(np.ones(5, np.float32), 0),), *group[4:]),), "propagate")
+    stand_in.replay()
+    assert host(count) == 1
+
+
 BAD_NUMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "lr on another device": (
         {"lr": 1},

@@ -196,6 +196,19 @@ def test_a_replayed_graph_takes_true_steps_with_the_rates_of_now(stand_in: Stand
     both(theirs.step, 20)
 
 
+def test_a_state_is_not_made_inside_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, there = make(SHAPES)
+    optimizer = RAdam(there, lr=0.01, capturable=True, nonfinite="skip")
+    set_gradients(there, 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for what in ("the count of skipped steps", "the state of parameter 0 of group 0"):
+        with pytest.raises(RuntimeError, match=f"{what} would be made inside a CUDA graph.*take one step before"):
+            optimizer.step()
+        assert not optimizer.state
+        optimizer.nonfinite = "propagate"
+    monkeypatch.undo()
+
+
 def test_states_on_the_device_and_torch_s_are_interchangeable() -> None:
     here, there = make(SHAPES)
     ours = RAdam(there, lr=0.01, capturable=True)

@@ -26,6 +26,22 @@ _pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_of.restype = ctypes.c_void_p
 _pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
+
+class CurrentDevice:
+    """What torch.cuda.device is: the current device while it is entered."""
+
+    now = 0
+
+    def __init__(self, index: int) -> None:
+        self._index, self._before = index, 0
+
+    def __enter__(self) -> None:
+        self._before, CurrentDevice.now = CurrentDevice.now, self._index
+
+    def __exit__(self, *_: object) -> None:
+        CurrentDevice.now = self._before
+
+
 WAITS = ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy", "is_nonzero", "equal")
 
 
@@ -69,6 +85,8 @@ class CudaDouble(Tensor):
     def __dlpack__(self, *, stream: int | None = None, max_version: Any = None, **_: Any) -> Any:  # type: ignore[override]
         """Export the host memory as memory of the device."""
         assert stream is not None
+        if CurrentDevice.now != self.__dlpack_device__()[1]:
+            raise BufferError("as PyTorch: can't export tensors on a different CUDA device index")
         CudaDouble.exported_for.append(stream)
         with torch._C.DisableTorchFunctionSubclass():
             capsule = self.detach().as_subclass(Tensor).__dlpack__(max_version=(1, 0))
@@ -152,6 +170,8 @@ def taken_for_plain() -> Iterator[None]:
     """Let radam.torch take doubles for plain tensors, and torch have streams and make doubles."""
     with pytest.MonkeyPatch.context() as patch, MakesDoubles():
         patch.setattr(unwrap, "PLAIN", (*unwrap.PLAIN, CudaDouble))
+        patch.setattr(torch.cuda, "device", CurrentDevice)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         patch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=STREAMS[index]))
         CudaDouble.exported_for.clear()
         yield

@@ -176,11 +176,11 @@ RADAM_KERNEL_INLINE void step_part(const Part& part, const ScheduledStep& step, 
         for (int at = 0; at < width; at += some) {
             auto m = Pack<T, some>::load(s.m() + i + at);
             auto v = Pack<T, some>::load(s.v() + i + at);
-            Pack<T, some> v_max = v;
+            Pack<T, some> v_max{};
             if (form.amsgrad) v_max = Pack<T, some>::load(s.v_max() + i + at);
             RADAM_UNROLL
             for (int k = 0; k < some; ++k) {
-                read_again();
+                if constexpr (!(sizeof(Param) == 4 && sizeof(Grad) == 4)) read_again();  // those have registers enough
                 T p_k = widen(p.x[at + k]);
                 update(form, p_k, T(widen(g.x[at + k])), m.x[k], v.x[k], v_max.x[k], c);
                 narrow(p.x[at + k], p_k);

@@ -1,12 +1,12 @@
 // The kernels around cuda_sweep.hpp, and what launching them takes: tables in parameters or in a ring of buffers,
 // streams, graphs that are being captured.
-#include "cuda_sweep.hpp"
-
-#include <cuda_runtime.h>
-
 #include <cstdio>
 #include <memory>
 #include <mutex>
+#include <vector>
+
+#include "cuda_buffers.cuh"
+#include "cuda_sweep.hpp"
 
 namespace radam::cuda {
 namespace {
@@ -44,8 +44,8 @@ struct GpuBlock {
         bool last = false;
         if (thread() == 0) {
             __threadfence();
-            last = atomicAdd(counter, 1u) == gridDim.x - 1;
-            if (last) *counter = 0;
+            last = atomicInc(counter, gridDim.x - 1) == gridDim.x - 1;  // which makes it zero
+            if (last) __threadfence();
         }
         return __syncthreads_or(last);
     }
@@ -101,227 +101,62 @@ __global__ void __launch_bounds__(threads_per_block, blocks_per_multiprocessor)
     copy_strided(strides, size, array, static_cast<Word*>(buffer), to_buffer, GpuBlock{});
 }
 
-// ---- errors
+// ---- launches
 
-struct Error {
-    cudaError_t code;
-    const char* doing;
-};
+enum class Kernel { step, find_broken, limit };
 
-void check(cudaError_t code, const char* doing) {
-    if (code == cudaSuccess) return;
-    cudaGetLastError();  // what is not fatal must not be found by whoever asks next
-    throw Error{code, doing};
-}
-
-// Runs f, which throws Error.
-template <class F>
-bool succeeds(Failure* failure, F f) noexcept {
-    try {
-        f();
-        return true;
-    } catch (const Error& error) {
-        std::snprintf(failure->text, sizeof failure->text, "%s: %s (%s)", error.doing, cudaGetErrorString(error.code),
-                      cudaGetErrorName(error.code));
-    } catch (const std::exception& error) {
-        std::snprintf(failure->text, sizeof failure->text, "%s", error.what());
-    }
-    return false;
-}
-
-// ---- devices and streams
-
-// The current device while it lives; then the one from before.
-class OnDevice {
-public:
-    explicit OnDevice(int device) {
-        check(cudaGetDevice(&before_), "asking for the current CUDA device");
-        if (device == before_) return;
-        check(cudaSetDevice(device), "switching to the tensors' CUDA device");
-        changed_ = true;
-    }
-    OnDevice(const OnDevice&) = delete;
-    OnDevice& operator=(const OnDevice&) = delete;
-    ~OnDevice() {
-        if (changed_) cudaSetDevice(before_);
-    }
-
-private:
-    int before_ = 0;
-    bool changed_ = false;
-};
-
-// Lets this thread allocate and wait while some stream is being captured; what goes onto that stream is captured still.
-class DuringCapture {
-public:
-    DuringCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-    DuringCapture(const DuringCapture&) = delete;
-    DuringCapture& operator=(const DuringCapture&) = delete;
-    ~DuringCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-
-private:
-    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
-cudaStream_t stream_of(void* stream) noexcept { return static_cast<cudaStream_t>(stream); }
-
-// The graph that a stream is captured into, or null.
-cudaGraph_t graph_of(cudaStream_t stream) {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    cudaGraph_t graph = nullptr;
-    check(cudaStreamGetCaptureInfo(stream, &status, nullptr, &graph), "looking at the stream");
-    if (status == cudaStreamCaptureStatusInvalidated)
-        throw Error{cudaErrorStreamCaptureInvalidated, "looking at the stream"};
-    return status == cudaStreamCaptureStatusActive ? graph : nullptr;
-}
-
-// What a launch needs in the device's memory besides the tensors.
-struct Cells {
-    std::uint32_t done;  // zero between launches
-    std::uint32_t first_broken;
-};
-
-// Memory on the device and its twin on the host, for one launch at a time.
-struct Buffer {
-    char* device = nullptr;  // Cells, then a table
-    char* host = nullptr;    // a table
-    std::size_t capacity = 0;
-    cudaEvent_t free = nullptr;  // when the device has read it
-
-    Cells* cells() const noexcept { return reinterpret_cast<Cells*>(device); }
-    char* table() const noexcept { return device + table_at; }
-    static constexpr std::size_t table_at = 16;
-};
-
+// What stays between the launches of a device. Never destroyed: the driver may be gone by then.
 class DeviceState {
 public:
-    explicit DeviceState(int device) : device_(device) {
-        check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device),
+    explicit DeviceState(int device) {
+        int multiprocessors = 0;
+        check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
               "looking at the CUDA device");
-        // Its own stream, which waits for no other and which no other waits for.
-        check(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "making a CUDA stream");
+        blocks_ = std::int64_t{multiprocessors} * blocks_per_multiprocessor;
+        // Loads all kernels now: at its first launch a kernel would be loaded in the middle of a step or of a capture.
+        for (const void* kernel :
+             {kernel_of(step_kernel<Small>), kernel_of(step_kernel<Large>), kernel_of(find_broken_kernel),
+              kernel_of(limit_kernel), kernel_of(copy_kernel<std::uint16_t>), kernel_of(copy_kernel<std::uint32_t>),
+              kernel_of(copy_kernel<std::uint64_t>)}) {
+            cudaFuncAttributes attributes;
+            check(cudaFuncGetAttributes(&attributes, kernel), "loading radam's kernels onto the CUDA device");
+        }
     }
+
+    template <class... Arguments>
+    static const void* kernel_of(void (*kernel)(Arguments...)) noexcept {
+        return reinterpret_cast<const void*>(kernel);
+    }
+
+    std::int64_t blocks() const noexcept { return blocks_; }
 
     std::mutex mutex;  // from the taking of a buffer to its event
-
-    std::int64_t blocks() const noexcept { return std::int64_t{multiprocessors_} * blocks_per_multiprocessor; }
-
-    // A buffer that no launch uses, on this device. In turn, so that it is seldom waited for.
-    Buffer* take(std::size_t bytes) {
-        take_back_from_graphs();
-        Buffer*& buffer = ring_[next_];
-        next_ = (next_ + 1) % ring_size;
-        if (buffer == nullptr) buffer = make(bytes).release();
-        check(cudaEventSynchronize(buffer->free), "waiting for an earlier step");
-        grow(*buffer, bytes);
-        return buffer;
-    }
-
-    // One that belongs to a graph until that is destroyed: replays find it as it is.
-    Buffer* take_for(cudaGraph_t graph, std::size_t bytes) {
-        take_back_from_graphs();
-        std::unique_ptr<Buffer> buffer;
-        if (spare_.empty()) {
-            buffer = make(bytes);
-        } else {
-            buffer.reset(spare_.back());
-            spare_.pop_back();
-            grow(*buffer, bytes);
-        }
-        auto returns = std::make_unique<Returns>(Returns{this, buffer.get()});
-        cudaUserObject_t object = nullptr;
-        // The last one who lets go of the graph calls this, on any thread; CUDA cannot be called there.
-        const auto give_back = [](void* content) {
-            const std::unique_ptr<Returns> from(static_cast<Returns*>(content));
-            const std::lock_guard lock(from->state->returned_mutex_);
-            from->state->returned_.push_back(from->buffer);
-        };
-        {
-            const std::lock_guard lock(returned_mutex_);
-            returned_.reserve(++lent_);  // so that giving back allocates nothing
-        }
-        check(cudaUserObjectCreate(&object, returns.get(), give_back, 1, cudaUserObjectNoDestructorSync),
-              "tying memory to a CUDA graph");
-        returns.release();
-        Buffer* const out = buffer.release();
-        if (const cudaError_t code = cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove)) {
-            cudaUserObjectRelease(object, 1);
-            check(code, "tying memory to a CUDA graph");
-        }
-        return out;
-    }
-
-    // Fills a buffer now, also where the stream that will use it is being captured.
-    void fill_now(Buffer& buffer, const TableBuilder& table) {
-        std::memcpy(buffer.host, table.data(), table.size());
-        check(cudaMemcpyAsync(buffer.table(), buffer.host, table.size(), cudaMemcpyHostToDevice, side_),
-              "copying a table to the device");
-        check(cudaStreamSynchronize(side_), "copying a table to the device");
-    }
+    Buffers buffers;
+    TableBuilder table;
+    Small small;
+    Large large;
 
 private:
-    struct Returns {
-        DeviceState* state;
-        Buffer* buffer;
-    };
-
-    std::unique_ptr<Buffer> make(std::size_t bytes) {
-        auto buffer = std::make_unique<Buffer>();
-        check(cudaEventCreateWithFlags(&buffer->free, cudaEventDisableTiming), "making a CUDA event");
-        grow(*buffer, bytes);
-        return buffer;
-    }
-
-    void grow(Buffer& buffer, std::size_t bytes) {
-        if (bytes <= buffer.capacity && buffer.device != nullptr) return;
-        const std::size_t capacity = bytes + bytes / 2;
-        char *device = nullptr, *host = nullptr;
-        check(cudaMalloc(&device, Buffer::table_at + capacity), "allocating memory for a table");
-        cudaError_t code = cudaMallocHost(&host, capacity > 0 ? capacity : 1);
-        if (code == cudaSuccess) code = cudaMemsetAsync(device, 0, sizeof(Cells), side_);
-        if (code == cudaSuccess) code = cudaStreamSynchronize(side_);
-        if (code != cudaSuccess) {
-            cudaFree(device);
-            cudaFreeHost(host);
-            check(code, "allocating memory for a table");
-        }
-        cudaFree(buffer.device);
-        cudaFreeHost(buffer.host);
-        buffer.device = device;
-        buffer.host = host;
-        buffer.capacity = capacity;
-    }
-
-    void take_back_from_graphs() {
-        const std::lock_guard lock(returned_mutex_);
-        spare_.insert(spare_.end(), returned_.begin(), returned_.end());
-        returned_.clear();
-    }
-
-    static constexpr int ring_size = 8;
-    int device_, multiprocessors_ = 0, next_ = 0;
-    cudaStream_t side_ = nullptr;
-    Buffer* ring_[ring_size] = {};
-    std::vector<Buffer*> spare_;
-    std::size_t lent_ = 0;
-    std::mutex returned_mutex_;
-    std::vector<Buffer*> returned_;
+    std::int64_t blocks_;
 };
 
-// Never destroyed: the driver may be gone by then.
 DeviceState& state_of(int device) {
     static std::mutex mutex;
     static auto& states = *new std::vector<std::unique_ptr<DeviceState>>;
     const std::lock_guard lock(mutex);
     const auto index = static_cast<std::size_t>(device);
     if (states.size() <= index) states.resize(index + 1);
-    if (states[index] == nullptr) states[index] = std::make_unique<DeviceState>(device);
+    if (states[index] == nullptr) {
+        const DuringCapture mode;
+        states[index] = std::make_unique<DeviceState>(device);
+    }
     return *states[index];
 }
 
-// ---- launches
-
-enum class Kernel { step, find_broken, limit };
+void launch(const void* kernel, std::int64_t blocks, void** arguments, cudaStream_t stream, const char* doing) {
+    check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads_per_block), arguments, 0, stream),
+          doing);
+}
 
 // One device's part of a step: what can fail is done when it is made; then `start` launches it.
 class Launch {
@@ -333,66 +168,71 @@ public:
           looks_(work.skip_nonfinite || kernel == Kernel::find_broken),
           lock_(state_.mutex) {
         const cudaGraph_t graph = graph_of(stream_);
-        table_.build(work, state_.blocks());
+        TableBuilder& table = state_.table;
+        table.build(work, state_.blocks());
         bool counts = false;
         for (std::size_t i = 0; i < work.size; ++i) counts = counts || work.slots[i].count.data != nullptr;
-        const bool in_memory = table_.size() > Large::size || kernel != Kernel::step || looks_;
-        if (in_memory || counts || looks_) {
-            const DuringCapture mode;
-            const std::size_t bytes = in_memory ? table_.size() : 0;
-            buffer_ = graph != nullptr ? state_.take_for(graph, bytes) : state_.take(bytes);
-            Cells* const cells = buffer_->cells();
-            if (counts && kernel == Kernel::step) table_.header().done = &cells->done;
-            if (looks_) table_.header().first_broken = &cells->first_broken;
-            if (in_memory) {
-                if (graph != nullptr)
-                    state_.fill_now(*buffer_, table_);
-                else
-                    std::memcpy(buffer_->host, table_.data(), table_.size());
-            }
-        }
-        uploads_ = in_memory && graph == nullptr;
-        in_ring_ = buffer_ != nullptr && graph == nullptr;
-        in_memory_ = in_memory;
+        in_memory_ = table.size() > Large::size || kernel != Kernel::step || looks_;
+        if (!in_memory_ && !counts) return;
+
+        const DuringCapture mode;
+        const std::size_t bytes = in_memory_ ? table.size() : 0;
+        buffer_ = graph != nullptr ? state_.buffers.take_for(graph, bytes) : state_.buffers.take(bytes);
+        in_ring_ = graph == nullptr;
+        if (counts && kernel == Kernel::step) table.header().done = &buffer_->cells->done;
+        if (looks_) table.header().first_broken = &buffer_->cells->first_broken;
+        if (in_memory_ && !in_ring_) state_.buffers.fill_now(*buffer_, table);
+        if (in_memory_ && in_ring_) std::memcpy(buffer_->host, table.data(), table.size());
     }
 
-    Buffer* buffer() const noexcept { return buffer_; }
+    const std::uint32_t* first_broken() const noexcept { return &buffer_->cells->first_broken; }
 
     void start() {
-        if (uploads_)
-            check(cudaMemcpyAsync(buffer_->table(), buffer_->host, table_.size(), cudaMemcpyHostToDevice, stream_),
+        const NotesEnd when_it_ends{*this};
+        if (in_memory_ && in_ring_)
+            check(cudaMemcpyAsync(buffer_->device, buffer_->host, state_.table.size(), cudaMemcpyHostToDevice, stream_),
                   "copying a table to the device");
         if (looks_)
-            check(cudaMemsetAsync(&buffer_->cells()->first_broken, 0xff, sizeof(std::uint32_t), stream_),
+            check(cudaMemsetAsync(&buffer_->cells->first_broken, 0xff, sizeof(std::uint32_t), stream_),
                   "preparing a look at the gradients");
         if (looks_ && kernel_ != Kernel::find_broken) run(Kernel::find_broken);
         run(kernel_);
-        if (in_ring_) check(cudaEventRecord(buffer_->free, stream_), "noting the end of a step");
     }
 
 private:
-    void run(Kernel kernel) {
-        const std::int64_t tiles = table_.header().tiles, most = state_.blocks();
-        const auto blocks = static_cast<unsigned>(tiles < 1 ? 1 : tiles < most ? tiles : most);
-        const auto* const there = in_memory_ ? reinterpret_cast<const Header*>(buffer_->table()) : nullptr;
-        switch (kernel) {
-            case Kernel::find_broken: find_broken_kernel<<<blocks, threads_per_block, 0, stream_>>>(there); break;
-            case Kernel::limit: limit_kernel<<<blocks, threads_per_block, 0, stream_>>>(there); break;
-            case Kernel::step:
-                if (in_memory_ || table_.size() <= Small::size)
-                    step_kernel<<<blocks, threads_per_block, 0, stream_>>>(in_parameters<Small>(there));
-                else
-                    step_kernel<<<blocks, threads_per_block, 0, stream_>>>(in_parameters<Large>(there));
+    // However `start` ends, the buffer is not free before the stream has come this far.
+    struct NotesEnd {
+        const Launch& launch;
+        ~NotesEnd() {
+            if (launch.in_ring_ && cudaEventRecord(launch.buffer_->free, launch.stream_) != cudaSuccess)
+                ignore(cudaStreamSynchronize(launch.stream_));
         }
-        check(cudaGetLastError(), "launching the step on the CUDA device");
+    };
+
+    void run(Kernel kernel) {
+        const std::int64_t tiles = state_.table.header().tiles, most = state_.blocks();
+        const std::int64_t blocks = tiles < 1 ? 1 : tiles < most ? tiles : most;
+        const Header* there = in_memory_ ? reinterpret_cast<const Header*>(buffer_->device) : nullptr;
+        if (kernel == Kernel::step) {
+            if (in_memory_ || state_.table.size() <= Small::size)
+                step_with(state_.small, there, blocks);
+            else
+                step_with(state_.large, there, blocks);
+            return;
+        }
+        void* arguments[] = {&there};
+        const bool looks = kernel == Kernel::find_broken;
+        launch(DeviceState::kernel_of(looks ? find_broken_kernel : limit_kernel), blocks, arguments, stream_,
+               looks ? "launching a look at the gradients" : "launching the limit");
     }
 
     template <class AnyTable>
-    const AnyTable& in_parameters(const Header* there) {
-        thread_local AnyTable table;
+    void step_with(AnyTable& table, const Header* there, std::int64_t blocks) {
         table.elsewhere = there;
-        if (there == nullptr) std::memcpy(table.here, table_.data(), table_.size());
-        return table;
+        if (there == nullptr) std::memcpy(table.here, state_.table.data(), state_.table.size());
+        void* arguments[] = {&table};
+        launch(DeviceState::kernel_of(step_kernel<AnyTable>), blocks, arguments, stream_,
+               "launching the step on the CUDA device");
     }
 
     DeviceState& state_;
@@ -400,9 +240,8 @@ private:
     Kernel kernel_;
     bool looks_;
     std::unique_lock<std::mutex> lock_;
-    TableBuilder table_;
     Buffer* buffer_ = nullptr;
-    bool uploads_ = false, in_ring_ = false, in_memory_ = false;
+    bool in_memory_ = false, in_ring_ = false;
 };
 
 // ---- the functions of the library
@@ -444,10 +283,11 @@ bool step(const Work* works, std::size_t size, Failure* failure) noexcept {
 bool first_nonfinite(const Work& work, std::size_t* out, Failure* failure) noexcept {
     return succeeds(failure, [&] {
         const OnDevice current(work.device);
+        const DuringCapture mode;  // of other streams; this one is not
         Launch launch(work, Kernel::find_broken);
         launch.start();
         std::uint32_t first = none_broken;
-        check(cudaMemcpyAsync(&first, &launch.buffer()->cells()->first_broken, sizeof first, cudaMemcpyDeviceToHost,
+        check(cudaMemcpyAsync(&first, launch.first_broken(), sizeof first, cudaMemcpyDeviceToHost,
                               stream_of(work.stream)),
               "looking at the gradients");
         check(cudaStreamSynchronize(stream_of(work.stream)), "looking at the gradients");
@@ -489,23 +329,14 @@ void copy(const Copy& copy, bool to_buffer) {
     if (size == 0) return;
     const std::int64_t wanted = (size + threads_per_block - 1) / threads_per_block;
     const std::int64_t most = state_of(copy.device).blocks();
-    const auto grid = static_cast<unsigned>(wanted < most ? wanted : most);
-    char* const array = static_cast<char*>(copy.array);
-    const cudaStream_t stream = stream_of(copy.stream);
-    switch (copy.itemsize) {
-        case 2:
-            copy_kernel<std::uint16_t>
-                <<<grid, threads_per_block, 0, stream>>>(strides, size, array, copy.buffer, to_buffer);
-            break;
-        case 4:
-            copy_kernel<std::uint32_t>
-                <<<grid, threads_per_block, 0, stream>>>(strides, size, array, copy.buffer, to_buffer);
-            break;
-        default:
-            copy_kernel<std::uint64_t>
-                <<<grid, threads_per_block, 0, stream>>>(strides, size, array, copy.buffer, to_buffer);
-    }
-    check(cudaGetLastError(), "copying a strided array on the CUDA device");
+    char* array = static_cast<char*>(copy.array);
+    void* buffer = copy.buffer;
+    void* arguments[] = {&strides, &size, &array, &buffer, &to_buffer};
+    const void* const kernel = copy.itemsize == 2   ? DeviceState::kernel_of(copy_kernel<std::uint16_t>)
+                               : copy.itemsize == 4 ? DeviceState::kernel_of(copy_kernel<std::uint32_t>)
+                                                    : DeviceState::kernel_of(copy_kernel<std::uint64_t>);
+    launch(kernel, wanted < most ? wanted : most, arguments, stream_of(copy.stream),
+           "copying a strided array on the CUDA device");
 }
 
 bool gather(const Copy& c, Failure* failure) noexcept {
@@ -523,7 +354,7 @@ bool join(int device, void* stream, void* waiting, Failure* failure) noexcept {
         check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making a CUDA event");
         cudaError_t code = cudaEventRecord(event, stream_of(stream));
         if (code == cudaSuccess) code = cudaStreamWaitEvent(stream_of(waiting), event);
-        cudaEventDestroy(event);  // when it is over
+        ignore(cudaEventDestroy(event));  // when it is over
         check(code, "letting another stream wait for the step");
     });
 }
@@ -531,6 +362,7 @@ bool join(int device, void* stream, void* waiting, Failure* failure) noexcept {
 bool read(int device, void* stream, Number number, double* out, Failure* failure) noexcept {
     return succeeds(failure, [&] {
         const OnDevice current(device);
+        const DuringCapture mode;  // of other streams; this one is not
         union {
             double wide;
             float narrow;

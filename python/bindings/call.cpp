@@ -208,6 +208,21 @@ const AmpNumbers* Call::amp_of(const Entry& entry) {
     return &device_amps_.back().numbers;
 }
 
+void Call::check_capture() const {
+    if (!any_device_) return;
+    const bool any_here =
+        std::any_of(entries_.begin(), entries_.end(), [](const Entry& entry) { return entry.count.data == nullptr; });
+    const bool any_other = !imports_.streams().others().empty();
+    if (!(any_here || any_other) || !is_capturing(imports_.streams())) return;
+    throw std::runtime_error(
+        any_here
+            ? "a CUDA stream is being captured into a graph, whose replays would not step what is on the CPU, "
+              "parameters or step counts: take this step outside of the capture, or use radam.torch with "
+              "capturable=True and parameters on CUDA devices alone"
+            : "a CUDA stream is being captured into a graph, but some arrays are of another framework, which works "
+              "on another stream: make it work on the same one, or take this step outside of the capture");
+}
+
 void Call::prepare() {
     for (std::size_t k = 0; k < entries_.size(); ++k) {
         const Entry& entry = entries_[k];
@@ -257,16 +272,10 @@ void Call::prepare() {
                         {slots_[k], entry.schedule, entry.taken, entry.count}, k);
     }
     slots_.resize(kept);
-    const bool all_there = slots_.empty() && on_devices_.keep_all_counts();
-    if (!all_there && on_devices_.is_capturing())
-        throw std::runtime_error(
-            "a CUDA stream is being captured into a graph, whose replays would not step what is on the CPU, parameters "
-            "or step counts: take this step outside of the capture, or use radam.torch with capturable=True and "
-            "parameters on CUDA devices alone");
 }
 
 std::optional<std::size_t> Call::first_nonfinite(bool raises) {
-    if (any_device_ && on_devices_.is_capturing()) {
+    if (any_device_ && is_capturing(imports_.streams())) {
         if (raises)
             throw std::runtime_error("nonfinite='raise' cannot raise from a CUDA graph; use nonfinite='skip' there");
         if (!on_devices_.can_skip_alone())

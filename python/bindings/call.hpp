@@ -57,6 +57,8 @@ public:
     void add_params(std::size_t group, const nanobind::tuple& parts);
     void add_amp(nanobind::handle amp) { amp_ = amp; }
     void check_overlaps();
+    // A graph's replays must not miss what happens on the CPU, or on streams that it does not capture.
+    void check_capture() const;
     // Gives every array that does not lie as its slot needs it a buffer that does, and every slot to its device.
     void prepare();
     // The parameter whose gradient holds an inf or a NaN, if the step is not to happen because of it.

@@ -221,17 +221,18 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
                              "is a lazily negated view, which cannot change in place; hand in its resolve_neg()");
             source = source.attr("resolve_neg")();
         }
-        if (const std::optional<int> device = cuda_device_of(source)) {
+        const std::optional<int> device = cuda_device_of(source);
+        if (device) {
             streams_.follow(*device, Py_TYPE(object), [&] { return current_stream(source, *device); });
             // The producer makes this stream wait for whatever it still has to do to the array.
             options["stream"] = Streams::number(streams_.of(*device));
         }
         try {
-            capsule = source.attr("__dlpack__")(**options);
+            capsule = exported(source, device, options);
         } catch (nb::python_error& error) {
             if (!error.matches(PyExc_TypeError)) throw;
             PyDict_DelItemString(options.ptr(), "max_version");  // a producer of before DLPack 1.0
-            capsule = source.attr("__dlpack__")(**options);
+            capsule = exported(source, device, options);
         }
     } catch (nb::python_error& error) {
         refuse_type(where, "(a " + type_name(object) + ") cannot be read through DLPack: " + reason(error));

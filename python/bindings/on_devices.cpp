@@ -41,11 +41,11 @@ std::vector<cuda::Work> OnDevices::works() const {
     return all;
 }
 
-bool OnDevices::is_capturing() const {
-    for (const OnOne& one : devices_) {
+bool is_capturing(const Streams& streams) {
+    for (const Streams::Used& leading : streams.leading()) {
         cuda::Failure failure;
         bool capturing = false;
-        check(cuda_library()->is_capturing(one.work.device, one.work.stream, &capturing, &failure), failure);
+        check(cuda_library()->is_capturing(leading.device, leading.stream, &capturing, &failure), failure);
         if (capturing) return true;
     }
     return false;
@@ -63,13 +63,6 @@ std::optional<std::size_t> OnDevices::first_nonfinite() const {
         if (!first || index < *first) first = index;
     }
     return first;
-}
-
-bool OnDevices::keep_all_counts() const noexcept {
-    return std::all_of(devices_.begin(), devices_.end(), [](const OnOne& one) {
-        return std::all_of(one.slots.begin(), one.slots.end(),
-                           [](const cuda::DeviceSlot& slot) { return slot.count.data != nullptr; });
-    });
 }
 
 bool OnDevices::start(cuda::Failure* failure) const noexcept {

@@ -25,6 +25,9 @@ struct AmpNumbers {
     cuda::Number grad_scale, found_inf, skipped;
 };
 
+// Whether a leading stream is being captured into a graph, so that nothing may wait for its device.
+bool is_capturing(const Streams& streams);
+
 // Parameters by device. What fails throws CudaError, and then nothing has changed.
 class OnDevices {
 public:
@@ -33,14 +36,8 @@ public:
     // index: the parameter's place among all of the call.
     void add(int device, void* stream, const AmpNumbers& amp, const cuda::DeviceSlot& slot, std::size_t index);
 
-    // Whether some stream is being captured into a graph, so that nothing may wait for the device.
-    bool is_capturing() const;
-
     // The place among all of the first parameter whose gradient holds an inf or a NaN.
     std::optional<std::size_t> first_nonfinite() const;
-
-    // Whether each device keeps all the counts of its parameters.
-    bool keep_all_counts() const noexcept;
 
     // Leave it to the device to skip the step: for one device that keeps all counts itself.
     bool can_skip_alone() const noexcept { return devices_.size() == 1; }

@@ -49,6 +49,7 @@ bool step(const nb::tuple& groups, const std::string& nonfinite, nb::handle comm
     for (std::size_t i = 0; i < groups.size(); ++i) call->add_group(i, nb::cast<nb::tuple>(groups[i]));
     call->check_overlaps();
     std::optional<std::size_t> bad;
+    call->check_capture();
     {
         const Unlocked unlocked;
         call->prepare();

@@ -3,10 +3,27 @@
 #include <nanobind/stl/string.h>
 
 #include <string>
+#include <utility>
 
 namespace nb = nanobind;
 
 namespace radam::python {
+namespace {
+
+nb::object module(const std::string& name) { return nb::module_::import_("sys").attr("modules")[name.c_str()]; }
+
+// "torch" or "cupy" where an array is of one of those or of a subclass, else empty.
+std::string framework_of(const nb::object& array) {
+    const nb::handle type(reinterpret_cast<PyObject*>(Py_TYPE(array.ptr())));
+    for (const nb::handle base : type.attr("__mro__")) {
+        const std::string name = nb::cast<std::string>(nb::str(base.attr("__module__")));
+        const std::string root = name.substr(0, name.find('.'));
+        if (root == "torch" || root == "cupy") return root;
+    }
+    return "";
+}
+
+}  // namespace
 
 std::optional<int> cuda_device_of(const nb::object& array) {
     if (!nb::hasattr(array, "__dlpack_device__")) return std::nullopt;
@@ -17,18 +34,29 @@ std::optional<int> cuda_device_of(const nb::object& array) {
 }
 
 void* current_stream(const nb::object& array, int device) {
-    const nb::object modules = nb::module_::import_("sys").attr("modules");
-    const nb::handle type(reinterpret_cast<PyObject*>(Py_TYPE(array.ptr())));
-    for (const nb::handle base : type.attr("__mro__")) {  // a subclass works on its parent's stream
-        const std::string module = nb::cast<std::string>(nb::str(base.attr("__module__")));
-        const std::string root = module.substr(0, module.find('.'));
-        if (root != "torch" && root != "cupy") continue;
-        const nb::object cuda = modules[root.c_str()].attr("cuda");
-        const nb::object stream = root == "torch" ? cuda.attr("current_stream")(device).attr("cuda_stream")
-                                                  : cuda.attr("get_current_stream")(device).attr("ptr");
-        return reinterpret_cast<void*>(nb::cast<std::uintptr_t>(stream));
+    const std::string framework = framework_of(array);
+    if (framework.empty()) return nullptr;
+    const nb::object cuda = module(framework).attr("cuda");
+    const nb::object stream = framework == "torch" ? cuda.attr("current_stream")(device).attr("cuda_stream")
+                                                   : cuda.attr("get_current_stream")(device).attr("ptr");
+    return reinterpret_cast<void*>(nb::cast<std::uintptr_t>(stream));
+}
+
+nb::object exported(const nb::object& array, std::optional<int> device, const nb::dict& options) {
+    if (!device || framework_of(array) != "torch") return array.attr("__dlpack__")(**options);
+    // PyTorch exports only what lies on the current device.
+    const nb::object guard = module("torch").attr("cuda").attr("device")(*device);
+    guard.attr("__enter__")();
+    nb::object capsule;
+    try {
+        capsule = array.attr("__dlpack__")(**options);
+    } catch (nb::python_error& error) {
+        const nb::python_error kept = std::move(error);
+        guard.attr("__exit__")(nb::none(), nb::none(), nb::none());
+        throw kept;
     }
-    return nullptr;
+    guard.attr("__exit__")(nb::none(), nb::none(), nb::none());
+    return capsule;
 }
 
 void* current_stream(const dlpack::ExchangeApi& api, int device) {

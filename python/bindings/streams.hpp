@@ -45,6 +45,7 @@ public:
         int device;
         void* stream;
     };
+    const std::vector<Used>& leading() const noexcept { return leading_; }
     // Streams of other frameworks than those that lead.
     const std::vector<Used>& others() const noexcept { return others_; }
 
@@ -77,6 +78,9 @@ private:
 
 // The CUDA device that an array with __dlpack__ lies on, if it does.
 std::optional<int> cuda_device_of(const nanobind::object& array);
+
+// array.__dlpack__(**options), with the array's device current where its framework asks for that.
+nanobind::object exported(const nanobind::object& array, std::optional<int> device, const nanobind::dict& options);
 
 // The stream that the framework of an array works on now; null where nothing is known of it.
 void* current_stream(const nanobind::object& array, int device);

@@ -74,7 +74,7 @@ struct Library {
     // Devices that can be used; 0 where there are none, which `why` explains.
     int (*devices)(Failure* why) noexcept;
     bool (*describe)(int device, Device* out, Failure*) noexcept;
-    // All or nothing: whatever can fail is done for every device before the first one starts.
+    // All or nothing: whatever can fail is done for every device before the first one starts. One work a device.
     bool (*step)(const Work* works, std::size_t size, Failure*) noexcept;
     // The index of the first slot whose gradient holds an inf or a NaN, or size. Waits for the stream.
     bool (*first_nonfinite)(const Work& work, std::size_t* out, Failure*) noexcept;

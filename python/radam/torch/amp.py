@@ -26,6 +26,11 @@ class Skipped:
     def on(self, device: torch.device) -> Tensor:
         """Return the count that a device keeps."""
         if device not in self._there:
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "the count of skipped steps would be made inside a CUDA graph, and anew at every replay; take one "
+                    "step before"
+                )
             self._there[device] = torch.zeros((), dtype=torch.float64, device=device)
         return self._there[device]
 

@@ -37,7 +37,11 @@ def register(optimizer: Steppable) -> int:
     return handle
 
 
-@torch.library.custom_op("radam::step_", mutates_args=("params", "exp_avgs", "exp_avg_sqs", "steps"))
+# What it reads from Python, settings and GradScaler's numbers, a graph of launches would not read again.
+_TAGS = [tag for tag in [getattr(torch.Tag, "cudagraph_unsafe", None)] if tag is not None]
+
+
+@torch.library.custom_op("radam::step_", mutates_args=("params", "exp_avgs", "exp_avg_sqs", "steps"), tags=_TAGS)
 def step_(
     params: list[Tensor],
     grads: list[Tensor],

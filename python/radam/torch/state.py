@@ -46,6 +46,12 @@ def counts_on_device(param: Tensor, group: Mapping[str, Any], fused_amp: bool) -
     return bool(group["capturable"]) or (fused_amp and param.device.type == "cuda" and has_kernel(param.device))
 
 
+def refuse_in_capture(param: Tensor, what: str) -> None:
+    """Refuse to make what replays of a CUDA graph would make anew, as zeros, every time."""
+    if param.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"{what} would be made inside a CUDA graph, and anew at every replay; take one step before")
+
+
 def create(param: Tensor, on_device: bool) -> dict[str, Any]:
     """Return the state of a parameter before its first step, with the step count on its device or on the CPU."""
     return {
@@ -77,6 +83,7 @@ class Fresh:
                 missing = next(key for key in KEYS if key not in present)
                 name = settings.name_of(group, number, i)
                 raise ValueError(f"the state of {name} has {present[0]!r} but no {missing!r}")
+            refuse_in_capture(param, f"the state of {settings.name_of(group, number, i)}")
             made = create(param, counts_on_device(param, group, self._fused_amp))
             if entry is None:
                 entry = self._state[param] = {}
