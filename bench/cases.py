@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 Shapes = list[tuple[int, ...]]
 
@@ -56,6 +57,11 @@ class Case:
     def shapes(self, quick: bool) -> Shapes:
         """Return the shapes, or the smaller ones."""
         return self.quick() if quick else self.full()
+
+    def described(self, shapes: Shapes) -> dict[str, Any]:
+        """Return what a result says of the case with these shapes."""
+        words = {"name": self.name, "what": self.what, "dtype": self.dtype}
+        return {**words, "tensors": len(shapes), "parameters": element_count(shapes)}
 
 
 def element_count(shapes: Shapes) -> int:

@@ -16,7 +16,10 @@ RADAM = "#0072B2"
 COLOURS = {
     **{front_end.radam: RADAM for front_end in FRONT_ENDS},
     "torch fused AdamW": "#56B4E9",
+    "torch fused AdamW in a graph": "#56B4E9",
     "torch RAdam foreach": "#E69F00",
+    "torch RAdam foreach in a graph": "#E69F00",
+    "torch RAdam foreach capturable": "#CC79A7",
     "torch RAdam default": "#D55E00",
 }
 
@@ -24,26 +27,26 @@ Row = tuple[Mapping[str, Any], str, float]
 
 
 def draw(found: Mapping[str, Any], path: Path) -> bool:
-    """Draw a panel per kind of arrays and thread count: bars that begin at the limit. False without Matplotlib."""
+    """Draw a panel per kind of arrays and run: bars that begin at the limit. False without Matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return False
 
     front_ends = found["front_ends"]
-    counts = [run["threads"] for run in found["cases"][0]["runs"]]
+    labels_of_runs = [tables.label(run) for run in found["cases"][0]["runs"]]
     layouts = [_rows(found["cases"], front_end) for front_end in front_ends]
     heights = [height for _, _, height in layouts]
-    size = (4.9 * len(counts) + 1.6, 1.2 + 0.5 * len(front_ends) + 0.2 * sum(heights))
+    size = (4.9 * len(labels_of_runs) + 1.6, 1.2 + 0.5 * len(front_ends) + 0.2 * sum(heights))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     grid = figure.subplots(
-        len(front_ends), len(counts), sharex=True, sharey="row", squeeze=False, height_ratios=heights
+        len(front_ends), len(labels_of_runs), sharex=True, sharey="row", squeeze=False, height_ratios=heights
     )
     for front_end, (rows, labels, height), panels in zip(front_ends, layouts, grid):
         for k, panel in enumerate(panels):
             for case, name, y in rows:
                 _draw_row(panel, case, front_end, name, case["runs"][k]["contestants"][name], y)
-            panel.set_title(f"{front_end['name']}, {tables.threads({'threads': counts[k]})}", fontsize=10)
+            panel.set_title(f"{front_end['name']}, {labels_of_runs[k]}", fontsize=10)
             _plain(panel)
         panels[0].set_yticks([y for _, y in labels], [_wrapped(case) for case, _ in labels])
         panels[0].set_ylim(height, -0.5)
@@ -121,7 +124,8 @@ def _legend(figure: Any, found: Mapping[str, Any]) -> None:
     figure.legend(patches, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
     machine = found["machine"]
     quick = "a quick run, the times mean nothing; " if found["quick"] else ""
-    notes = [f"{quick}{machine['cpu']}, {machine['cores']} cores, {machine['isa']}; thin lines: quartiles"]
+    computer = f"{tables.gpu_text(machine)}{machine['cpu']}, {machine['cores']} cores, {machine['isa']}"
+    notes = [f"{quick}{computer}; thin lines: quartiles"]
     if any(tables.narrow_notes(found, front_end) for front_end in found["front_ends"]):
         notes.append(f"{tables.NARROW} moments in the parameters' 16 bits, where radam keeps float32: fewer bytes")
     figure.supxlabel("\n".join(notes), fontsize=7, color="#555555")

@@ -65,7 +65,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def new_steps() -> dict[Who, Callable[[], Any]]:
+def new_steps(device: str = "cpu") -> dict[Who, Callable[[], Any]]:
     """Return the steps by optimizer and parameter, past the first ones, which make the states."""
     optimizers: dict[str, Callable[[Any], Any]] = {
         "radam.torch.RAdam": lambda params: RAdam(params, lr=LR),
@@ -73,32 +73,40 @@ def new_steps() -> dict[Who, Callable[[], Any]]:
         "torch.optim.AdamW, fused": lambda params: torch.optim.AdamW(params, lr=LR, fused=True),
     }
     params = {"without a gradient": (64, False), "of 0 elements": (0, True), "of 64 elements": (64, True)}
-    steps: dict[Who, Callable[[], Any]] = {WRAPPER: EmptyStep([_param(64, True)]).step}
+    steps: dict[Who, Callable[[], Any]] = {WRAPPER: EmptyStep([_param(64, True, device)]).step}
     for optimizer, make in optimizers.items():
         for param, size_and_grad in params.items():
-            steps[optimizer, param] = make([_param(*size_and_grad)]).step
+            steps[optimizer, param] = make([_param(*size_and_grad, device)]).step
     for step in steps.values():
         for _ in range(WARM_UP_STEPS):
             step()
     return steps
 
 
-def _param(size: int, has_grad: bool) -> torch.nn.Parameter:
-    param = torch.nn.Parameter(torch.full((size,), 0.1))
-    param.grad = torch.full((size,), 0.01) if has_grad else None
+def _param(size: int, has_grad: bool, device: str) -> torch.nn.Parameter:
+    param = torch.nn.Parameter(torch.full((size,), 0.1, device=device))
+    param.grad = torch.full((size,), 0.01, device=device) if has_grad else None
     return param
 
 
 def measure(
-    steps: Mapping[Who, Callable[[], Any]], rounds: int, sample: float, order: random.Random
+    steps: Mapping[Who, Callable[[], Any]],
+    rounds: int,
+    sample: float,
+    order: random.Random,
+    settle: Callable[[], Any] = lambda: None,
 ) -> dict[Who, list[float]]:
-    """Return the seconds of a call in each round; in a round each takes one turn, in an order drawn anew."""
+    """Return the seconds of a call in each round; in a round each takes one turn, in an order drawn anew.
+
+    settle is called before each turn, to wait for what the last one left behind.
+    """
     calls = {who: max(1, round(sample / _seconds(step, 20))) for who, step in steps.items()}
     taken: dict[Who, list[float]] = {who: [] for who in steps}
     turns = list(steps)
     for _ in range(rounds):
         order.shuffle(turns)
         for who in turns:
+            settle()
             taken[who].append(_seconds(steps[who], calls[who]))
     return taken
 

@@ -24,4 +24,6 @@ class FrontEnd:
 
 TORCH = FrontEnd("PyTorch tensors", "limit on torch tensors", "radam.torch", ("float32", "bfloat16"))
 NUMPY = FrontEnd("NumPy arrays", "limit", "radam", ("float32",))
-FRONT_ENDS = (TORCH, NUMPY)  # in the order of the report
+GRAPH = FrontEnd("PyTorch tensors, in a CUDA graph", "limit in a graph", "radam.torch in a graph", ("float32",))
+CUPY = FrontEnd("CuPy arrays", "limit on CuPy arrays", "radam on CuPy arrays", ("float32",))
+FRONT_ENDS = (TORCH, NUMPY, GRAPH, CUPY)

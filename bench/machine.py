@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import os
 import platform
 import subprocess
@@ -15,13 +16,12 @@ import radam
 from radam import _step
 
 
-def describe_machine(with_torch: bool) -> dict[str, Any]:
+def describe_machine(with_torch: bool, with_cupy: bool = False) -> dict[str, Any]:
     """Return the processor, the memory, the system, the versions, the settings that matter, and the date."""
     versions = {"python": platform.python_version(), "radam": radam.__version__, "numpy": np.__version__}
-    if with_torch:
-        import torch
-
-        versions["torch"] = torch.__version__
+    for library, is_used in (("torch", with_torch), ("cupy", with_cupy)):
+        if is_used:
+            versions[library] = importlib.import_module(library).__version__
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -33,6 +33,48 @@ def describe_machine(with_torch: bool) -> dict[str, Any]:
         "versions": versions,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def why_no_cuda(library: str = "torch") -> str:
+    """Return why radam cannot step a library's CUDA arrays here, or nothing where it can."""
+    try:
+        module: Any = importlib.import_module(library)
+    except ImportError as error:
+        return f"{library} cannot be imported ({error})"
+    if not module.cuda.is_available():
+        return f"{library} {module.__version__} finds none"
+    return _step.why_cuda_is_off()
+
+
+def describe_gpu() -> dict[str, Any]:
+    """Return the first GPU, as PyTorch and its driver tell of it."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "name": properties.name,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "driver": gpu_now("driver_version"),
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "l2_mib": properties.L2_cache_size / 2**20,
+        "cuda": torch.version.cuda,
+    }
+
+
+def gpu_now(what: str) -> str:
+    """Return what nvidia-smi tells of the first GPU, such as clocks.sm; "unknown" where it does not."""
+    try:
+        asked = subprocess.run(
+            ["nvidia-smi", "--id=0", f"--query-gpu={what}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return asked.stdout.strip()
 
 
 def available_memory() -> int | None:

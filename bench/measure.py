@@ -7,7 +7,8 @@ import gc
 import random
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from contestants import Step
 from front_ends import FrontEnd
@@ -16,34 +17,7 @@ WARM_SECONDS = 0.02  # before each timed step: an idle thread of PyTorch's (libg
 FEWEST_ROUNDS = 3
 
 
-def rounds(
-    steps: dict[str, Step], front_ends: dict[str, FrontEnd], most: int, seconds: float, order: random.Random
-) -> dict[str, dict[int, float]]:
-    """Return the seconds of a step by contestant and round. In a round each takes one turn, in an order drawn anew."""
-    turns = {}
-    for name, step in steps.items():
-        began = time.perf_counter()
-        _turn(step)
-        turns[name] = time.perf_counter() - began
-    # Who takes long sits rounds out, so that the time goes to those that are close to each other.
-    every = {}
-    for name, turn in turns.items():
-        limit, is_radam = turns[front_ends[name].limit], name == front_ends[name].radam
-        every[name] = 1 if is_radam else max(1, min(10, round(turn / (3 * limit))))
-
-    times: dict[str, dict[int, float]] = {name: {} for name in steps}
-    began = time.perf_counter()
-    for round_ in range(most):
-        if round_ >= FEWEST_ROUNDS and time.perf_counter() - began > seconds:
-            break
-        names = [name for name in steps if round_ % every[name] == 0 or round_ < FEWEST_ROUNDS]
-        order.shuffle(names)
-        for name in names:
-            times[name][round_] = _turn(steps[name])
-    return times
-
-
-def _turn(step: Step) -> float:
+def one_step(step: Step) -> float:
     """Return the seconds of one step, after steps that are not timed, until what ran before it has left the cores."""
     began = time.perf_counter()
     while True:
@@ -53,6 +27,38 @@ def _turn(step: Step) -> float:
     start = time.perf_counter_ns()
     step()
     return (time.perf_counter_ns() - start) * 1e-9
+
+
+def rounds(
+    steps: dict[str, Step],
+    front_ends: dict[str, FrontEnd],
+    most: int,
+    seconds: float,
+    order: random.Random,
+    take_turn: Callable[[Step], Any] = one_step,
+) -> dict[str, dict[int, Any]]:
+    """Return what a turn gave by contestant and round. In a round each takes one, in an order drawn anew."""
+    turns = {}
+    for name, step in steps.items():
+        began = time.perf_counter()
+        take_turn(step)
+        turns[name] = time.perf_counter() - began
+    # Who takes long sits rounds out, so that the time goes to those that are close to each other.
+    every = {}
+    for name, turn in turns.items():
+        limit, is_radam = turns[front_ends[name].limit], name == front_ends[name].radam
+        every[name] = 1 if is_radam else max(1, min(10, round(turn / (3 * limit))))
+
+    times: dict[str, dict[int, Any]] = {name: {} for name in steps}
+    began = time.perf_counter()
+    for round_ in range(most):
+        if round_ >= FEWEST_ROUNDS and time.perf_counter() - began > seconds:
+            break
+        names = [name for name in steps if round_ % every[name] == 0 or round_ < FEWEST_ROUNDS]
+        order.shuffle(names)
+        for name in names:
+            times[name][round_] = take_turn(steps[name])
+    return times
 
 
 def peak_extra_bytes(step: Step) -> int:

@@ -9,11 +9,12 @@ import json
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import chart
+import gpu_tables
 import tables
 from front_ends import FrontEnd
 
@@ -27,13 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise SystemExit(__doc__)
-    print(tables.readme(load(Path(arguments[0]))), end="")
+    found = load(Path(arguments[0]))
+    print(gpu_tables.readme(found) if tables.run_kind(found) == "clock" else tables.readme(found), end="")
     return 0
 
 
-def command(arguments: Sequence[str]) -> str:
+def command(script: str, arguments: Sequence[str]) -> str:
     """Return the command that was run, from the root of the repository."""
-    return shlex.join(["python", "bench/run.py", *arguments])
+    return shlex.join(["python", f"bench/{script}", *arguments])
 
 
 def summaries(times: Times, front_ends: Mapping[str, FrontEnd], tensors: int) -> dict[str, dict[str, Any]]:
@@ -68,12 +70,20 @@ def _spread(values: Sequence[float]) -> tuple[float, list[float]]:
     return middle, [low, high]
 
 
-def write(found: Mapping[str, Any], name: Path) -> list[Path]:
+def write(
+    found: Mapping[str, Any], name: Path, markdown: Callable[[Mapping[str, Any]], str] = tables.markdown
+) -> list[Path]:
     """Write NAME.json, NAME.md and, where Matplotlib is installed, NAME.png. Returns what was written."""
-    paths = [name.with_name(name.name + end) for end in (".json", ".md", ".png")]
-    paths[0].write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    paths[1].write_text(tables.markdown(found), encoding="utf-8")
+    paths = [write_json(found, name), *(name.with_name(name.name + end) for end in (".md", ".png"))]
+    paths[1].write_text(markdown(found), encoding="utf-8")
     return paths if chart.draw(found, paths[2]) else paths[:2]
+
+
+def write_json(found: Mapping[str, Any], name: Path) -> Path:
+    """Write NAME.json alone."""
+    path = name.with_name(name.name + ".json")
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return path
 
 
 def load(path: Path) -> dict[str, Any]:

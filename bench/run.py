@@ -11,11 +11,10 @@ measures. PyTorch and Matplotlib are optional: `pip install ".[bench]"` has both
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,17 @@ import radam
 import report
 import tables
 from cases import CASES, Case, Shapes, element_count
-from contestants import CONTESTANTS, WARM_UP_STEPS, Contestant, ask_for_huge_pages, has_torch, set_threads
-from front_ends import FRONT_ENDS, TORCH
+from contestants import (
+    CONTESTANTS,
+    WARM_UP_STEPS,
+    Contestant,
+    ask_for_huge_pages,
+    front_ends_of,
+    has_torch,
+    set_threads,
+    those_that_fit,
+)
+from front_ends import TORCH
 from machine import available_memory, describe_machine, warn_if_busy
 from measure import no_collection, peak_extra_bytes, rounds
 
@@ -60,14 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {
         "radam_bench": report.FORMAT,
         "machine": describe_machine(with_torch=_any_torch(chosen)),
-        "command": report.command(sys.argv[1:] if argv is None else argv),
+        "command": report.command("run.py", sys.argv[1:] if argv is None else argv),
         "quick": arguments.quick,
         "seed": arguments.seed,
         "notes": notes,
         "front_ends": [],
         "cases": [_measure(case, chosen, arguments, random.Random(f"{arguments.seed} {case.name}")) for case in cases],
     }
-    found["front_ends"] = _front_ends(found["cases"])
+    found["front_ends"] = front_ends_of(found["cases"], CONTESTANTS.values())
     found["seconds"] = round(time.perf_counter() - began, 1)
     print(tables.markdown(found))
     for path in report.write(found, arguments.output):
@@ -77,17 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _any_torch(contestants: Sequence[Contestant]) -> bool:
     return any(c.front_end is TORCH for c in contestants)
-
-
-def _front_ends(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return who took part, and with whom each is compared."""
-    seen = {name for case in cases for name in case["least_moved_bytes"]}
-    found = []
-    for front_end in FRONT_ENDS:
-        names = [c.name for c in CONTESTANTS.values() if c.front_end is front_end and c.name in seen]
-        if names:
-            found.append({**dataclasses.asdict(front_end), "contestants": names})
-    return found
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -187,11 +184,7 @@ def _measure(
         medians = (f"{name} {1e3 * found['median_s']:.3g}" for name, found in runs[-1]["contestants"].items())
         _say(f"  {count} thread{'s' * (count > 1)}, ms: " + ", ".join(medians))
     return {
-        "name": case.name,
-        "what": case.what,
-        "dtype": case.dtype,
-        "tensors": len(shapes),
-        "parameters": element_count(shapes),
+        **case.described(shapes),
         "left_out": left_out,
         "least_moved_bytes": {c.name: c.least_moved_bytes(case.dtype) for c in contestants},
         "peak_extra_bytes": {
@@ -204,27 +197,10 @@ def _measure(
 def _those_that_fit(
     case: Case, shapes: Shapes, chosen: Sequence[Contestant]
 ) -> tuple[list[Contestant], dict[str, str]]:
-    """Return who takes part, and why the others do not. All stay in memory together, for they take turns."""
+    """Return who takes part, and why the others do not."""
     free = available_memory()
-    contestants: list[Contestant] = []
-    left_out: dict[str, str] = {}
-    for contestant in chosen:
-        if case.dtype not in contestant.front_end.dtypes:
-            continue
-        together = [*contestants, contestant]
-        needed = sum(c.lasting_bytes(shapes, case.dtype) for c in together)
-        needed += max(c.passing_bytes(shapes, case.dtype) for c in together)
-        if free is not None and needed > MEMORY_SHARE * free:
-            left_out[contestant.name] = (
-                f"with it {needed / 1e9:.1f} GB would be needed; {MEMORY_SHARE * free / 1e9:.1f} GB may be taken"
-            )
-        else:
-            contestants.append(contestant)
-    for contestant in list(contestants):
-        missing = [name for name in (contestant.front_end.limit, contestant.front_end.radam) if name in left_out]
-        if missing:
-            left_out[contestant.name] = f"{missing[0]}, with which it is compared, is left out"
-            contestants.remove(contestant)
+    room = None if free is None else MEMORY_SHARE * free
+    contestants, left_out = those_that_fit(shapes, case.dtype, chosen, room)
     if not contestants:
         raise SystemExit(f"{case.name}: too little memory even for radam and the limit: {left_out}")
     return contestants, left_out

@@ -1,4 +1,4 @@
-"""What was found, as Markdown: the tables of a run, and the one in the README."""
+"""What was found, as Markdown: the tables of a run, and the one in the README. gpu_tables.py adds what GPUs need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{what} {version}" for what, version in machine["versions"].items())
     memory = f", {machine['memory_gib']:g} GiB" if machine["memory_gib"] else ""
     computer = f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['isa']}, {machine['system']}"
-    return f"{computer}; {versions}; {machine['date'][:10]}"
+    return f"{gpu_text(machine)}{computer}; {versions}; {machine['date'][:10]}"
+
+
+def gpu_text(machine: Mapping[str, Any]) -> str:
+    """Return the GPU of the machine, if it was measured, to stand before the rest."""
+    gpu = machine.get("gpu")
+    return f"{gpu['name']}, {gpu['memory_gib']:g} GiB, driver {gpu['driver']}; " if gpu else ""
 
 
 def markdown(found: Found) -> str:
@@ -26,12 +32,12 @@ def markdown(found: Found) -> str:
         "memory read and written, nothing computed. Medians of one interleaved run.",
     ]
     for front_end in found["front_ends"]:
-        lines += ["", f"**{front_end['name']}**", "", *_main_table(found, front_end)]
+        lines += ["", f"**{front_end['name']}**", "", *main_table(found, front_end)]
         for note in narrow_notes(found, front_end):
             lines += ["", note]
     lines += ["", f"`{found['command']}`: {machine_line(found['machine'])}"]
     lines += ["", "With the spread (quartiles); each contestant beside the limit and radam on its kind of arrays:", ""]
-    lines += [*_spread_table(found), ""]
+    lines += [*spread_table(found), ""]
     for front_end in found["front_ends"]:
         name = front_end["radam"]
         peaks = ((case["name"], case["peak_extra_bytes"].get(name)) for case in found["cases"])
@@ -40,21 +46,23 @@ def markdown(found: Found) -> str:
     return "\n".join(lines)
 
 
-def _main_table(found: Found, front_end: Found) -> list[str]:
+def main_table(found: Found, front_end: Found) -> list[str]:
+    """Return one kind of arrays: a row for each run, a column for each contestant."""
     names = front_end["contestants"]
-    lines = [row(["parameters", "threads", *names]), row(["---", "--:", *["--:"] * len(names)])]
+    lines = [row(["parameters", run_kind(found), *names]), row(["---", "--:", *["--:"] * len(names)])]
     for case, run in runs_of(found, front_end):
         cells = []
         for name in names:
             it = run["contestants"].get(name)
             ratio = "" if it is None or name == front_end["limit"] else f" ({times(it['over_limit'])})"
             cells.append("" if it is None else f"{ms(it['median_s'])}{ratio}{mark(case, front_end, name)}")
-        lines.append(row([case["what"], str(run["threads"]), *cells]))
+        lines.append(row([case["what"], str(run[run_kind(found)]), *cells]))
     return lines
 
 
-def _spread_table(found: Found) -> list[str]:
-    head = ["case", "threads", "", "repeats", "ms a step", "over the limit", "radam over it", "µs a tensor"]
+def spread_table(found: Found) -> list[str]:
+    """Return every figure with its quartiles: a row for each contestant."""
+    head = ["case", run_kind(found), "", "repeats", "ms a step", "over the limit", "radam over it", "µs a tensor"]
     lines = [row(head), row(["---", "--:", "---", "--:", "--:", "--:", "--:", "--:"])]
     for front_end in found["front_ends"]:
         own = (front_end["limit"], front_end["radam"])
@@ -71,7 +79,7 @@ def _spread_table(found: Found) -> list[str]:
                     f"{it['us_per_tensor']:.3g}" if case["tensors"] >= 50 else "",
                 ]
                 who = name + mark(case, front_end, name)
-                lines.append(row([case["name"], str(run["threads"]), who, str(it["repeats"]), *cells]))
+                lines.append(row([case["name"], str(run[run_kind(found)]), who, str(it["repeats"]), *cells]))
     return lines
 
 
@@ -98,6 +106,16 @@ def readme(found: Found) -> str:
 
 
 # ---- what tables and chart share
+
+
+def run_kind(found: Found) -> str:
+    """Return what the runs of a case differ in: the threads, or the clock."""
+    return "clock" if "clock" in found["cases"][0]["runs"][0] else "threads"
+
+
+def label(run: Found) -> str:
+    """Return a run in words."""
+    return f"{run['clock']} time" if "clock" in run else threads(run)
 
 
 def runs_of(found: Found, front_end: Found) -> Iterator[tuple[Found, Found]]:

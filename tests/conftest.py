@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import importlib
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +20,35 @@ settings.register_profile(
     "radam", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("radam")
+
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Return what imports a module of the benchmark."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module
+
+
+@functools.cache
+def why_no_gpu(library: str = "torch") -> str:
+    """Return why tests marked gpu cannot run here, or nothing where they can."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.syspath_prepend(str(BENCH))
+        warnings.simplefilter("ignore")  # what a library has to say when it is imported is not ours
+        why: str = importlib.import_module("machine").why_no_cuda(library)
+    return f"no CUDA device: {why}" if why else ""
+
+
+@pytest.hookimpl(trylast=True)  # after those that are not to run are gone
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    for item in items:
+        marker = item.get_closest_marker("gpu")
+        if marker is not None and (reason := why_no_gpu(*marker.args)):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -64,9 +64,6 @@ struct Device {
     int major = 0, minor = 0;  // compute capability
 };
 
-// Changes with anything in this file or in slot.hpp: who finds another number in the library must not call it.
-constexpr int interface_version = 1;
-
 // The functions of the library. Each but the first two returns false, and says why, where it could not do its work.
 // Work goes onto the streams; nothing waits for it unless it says so. The current device is the same afterwards.
 struct Library {
@@ -91,6 +88,11 @@ struct Library {
     bool (*read)(int device, void* stream, Number number, double* out, Failure*) noexcept;
     bool (*is_capturing)(int device, void* stream, bool* out, Failure*) noexcept;
 };
+
+// Who finds another number in the library must not call it. The first term changes with what the sizes do not show.
+constexpr int interface_version =
+    1 + 100 * static_cast<int>(sizeof(Library) + sizeof(Work) + sizeof(DeviceSlot) + sizeof(Schedule) + sizeof(Copy) +
+                               sizeof(ScheduledStep) + sizeof(Failure) + sizeof(Device));
 
 }  // namespace radam::cuda
 
