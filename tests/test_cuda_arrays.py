@@ -1055,7 +1055,7 @@ REASONS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "no driver": (
         lambda folder: stub(folder, STUB.replace("OFFSET", "0")),
-        r"no CUDA device can be used \(no driver here\); this radam needs a driver",
+        r"no CUDA device can be used \(no driver here\); this radam needs an NVIDIA GPU and a driver",
     ),
 }
 
@@ -1277,6 +1277,34 @@ def test_arrays_of_another_framework_are_refused_while_a_graph_is_captured(stand
         assert _step.step(((*group[:3], (put(np.ones(5, np.float32), 0),), *group[4:]),), "propagate")
     stand_in.replay()
     assert host(count) == 1
+
+
+NONSENSE = {"text": "ab", "None": (None, None), "a float": (2.0, 0.0), "too large": (2, 2**40), "one number": (2,)}
+
+
+@pytest.mark.parametrize("answer", NONSENSE.values(), ids=NONSENSE)
+def test_an_array_that_talks_nonsense_of_its_device_is_a_type_error_that_names_it(answer: Any) -> None:
+    class Confused(cp.ndarray):  # type: ignore[misc]
+        def __dlpack_device__(self) -> Any:
+            return answer
+
+    with pytest.raises(TypeError, match=r"the gradient of parameter 0 of group 0.*Confused"):
+        over(0, shape=(3,)).step(grads=[Confused(np.ones(3, np.float32), 0)])
+
+
+def test_a_device_with_a_negative_number_is_refused() -> None:
+    wrong = cp.ndarray(np.ones(3, np.float32), -1)
+    assert wrong.__dlpack_device__() == (2, -1)
+    with pytest.raises(ValueError, match="exported from CUDA device -1, which is none"):
+        radam.RAdam([wrong])
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 8])
+def test_a_group_that_is_too_short_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="a group must be a tuple"):
+        _step.step(((None,) * size,), "propagate")
+    with pytest.raises(ValueError, match="a group must be"):
+        _step.check_params(((None,) * min(size, 1),))
 
 
 BAD_NUMBERS: dict[str, tuple[dict[str, Any], str]] = {

@@ -279,6 +279,28 @@ def test_a_scaler_s_numbers_are_read_there_and_a_skip_advances_nothing(capturabl
     assert theirs.__getstate__()["skipped_steps"] == skipped
 
 
+@pytest.mark.parametrize("idle", [0, 1])
+def test_a_skip_counts_once_whichever_device_has_nothing_to_do(idle: int) -> None:
+    params = [on_cuda(random(i, (5,), torch.float32), i, requires_grad=True) for i in (0, 1)]
+    optimizer = RAdam(params, lr=0.01, fused_amp=True)
+    scaler = Scaler(optimizer, 4.0)
+    for without in (None, idle, None):
+        set_gradients(params, 1)
+        if without is not None:
+            params[without].grad = None
+        # The real .to() copies to the other device.
+        optimizer.found_inf = on_cuda(torch.ones((), dtype=torch.float16))  # type: ignore[attr-defined]
+        optimizer.grad_scale = on_cuda(torch.tensor(4.0, dtype=torch.float16))  # type: ignore[attr-defined]
+        optimizer.step()
+    assert optimizer.skipped_steps == 3
+    optimizer.found_inf = scaler.found_inf.half()  # type: ignore[attr-defined]
+    optimizer.step()
+    assert optimizer.skipped_steps == 3
+    optimizer.grad_scale = 0  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="grad_scale must be above 0"):
+        optimizer.step()
+
+
 def test_counts_of_before_the_scaler_move_to_the_device() -> None:
     here, there = make(SHAPES)
     ours, theirs = RAdam(here, lr=0.01), RAdam(there, lr=0.01)

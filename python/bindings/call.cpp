@@ -95,6 +95,7 @@ const ScheduledStep* Call::scheduled(const Hyperparameters& h, nb::handle lrs, s
 }
 
 void Call::add_params(std::size_t group, const nb::tuple& parts) {
+    if (parts.size() < 2) throw nb::value_error("a group must be (params, names)");
     const nb::tuple params = nb::cast<nb::tuple>(parts[0]);
     names_.push_back(nb::handle(parts[1]).ptr());
     for (std::size_t i = 0; i < params.size(); ++i) {
@@ -104,6 +105,7 @@ void Call::add_params(std::size_t group, const nb::tuple& parts) {
 }
 
 void Call::add_group(std::size_t group, const nb::tuple& parts) {
+    if (parts.size() < 9) throw nb::value_error("a group must be a tuple as step.hpp says");
     const Hyperparameters& h = nb::cast<const Hyperparameters&>(parts[0]);
     const nb::handle lrs = parts[1];
     const nb::tuple arrays[roles] = {nb::cast<nb::tuple>(parts[2]), nb::cast<nb::tuple>(parts[3]),

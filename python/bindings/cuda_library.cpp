@@ -33,7 +33,7 @@ Entrance load(const std::string& path, std::string& error) {
 Entrance load(const std::string& path, std::string& error) {
     void* const module = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // never closed: the driver keeps parts of it
     void* const found = module == nullptr ? nullptr : dlsym(module, symbol);
-    if (found == nullptr) error = dlerror();
+    if (const char* const said = found == nullptr ? dlerror() : nullptr; said != nullptr) error = said;
     return reinterpret_cast<Entrance>(found);
 }
 #endif
@@ -62,14 +62,14 @@ struct State {
             return;
         }
         const cuda::Library* const found = entrance();
-        if (found->version != cuda::interface_version) {
+        if (found == nullptr || found->version != cuda::interface_version) {
             off = "the CUDA part of this radam is of another version (" + path + "); install radam anew";
             return;
         }
         cuda::Failure why;
-        if (found->devices(&why) == 0) {
+        if (found->devices(&why) <= 0) {
             off = std::string("no CUDA device can be used (") + why.text +
-                  "); this radam needs a driver for CUDA 13 (580 or newer)";
+                  "); this radam needs an NVIDIA GPU and a driver for CUDA 13 (580 or newer)";
             return;
         }
         off.clear();

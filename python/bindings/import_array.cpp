@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstring>
 #include <optional>
+#include <typeinfo>
 
 #include "cuda_library.hpp"
 
@@ -236,6 +237,8 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
         }
     } catch (nb::python_error& error) {
         refuse_type(where, "(a " + type_name(object) + ") cannot be read through DLPack: " + reason(error));
+    } catch (const std::bad_cast&) {
+        refuse_type(where, "(a " + type_name(object) + ") does not say its device or stream as DLPack does");
     }
 
     // The capsule keeps its name, so that its own destructor calls the deleter when it is released.
@@ -274,6 +277,8 @@ Array Imports::from_tensor(const dlpack::Tensor& tensor, Access access, const Wh
         throw std::runtime_error(where.text() + " is on a device (" + device +
                                  ") that radam cannot reach; move it to the CPU");
     }
+    if (is_on_cuda && tensor.device.id < 0)
+        refuse_value(where, "is exported from CUDA device " + std::to_string(tensor.device.id) + ", which is none");
     if (is_on_cuda && access == Access::write && cuda_library() == nullptr)
         throw std::runtime_error(where.text() + " is on a CUDA device, and " + why_cuda_is_off() +
                                  "; or move it to the CPU");

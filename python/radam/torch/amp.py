@@ -40,15 +40,23 @@ def inverse_scale(optimizer: Any) -> float | None:
     found_inf, grad_scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
     if found_inf is not None and float(found_inf) != 0:
         return None
-    if grad_scale is None:
-        return 1.0
-    if not float(grad_scale) > 0:
-        raise ValueError(f"grad_scale must be above 0, got {float(grad_scale)}")
-    return 1.0 / float(grad_scale)
+    return 1.0 if grad_scale is None else 1.0 / _checked(grad_scale)
+
+
+def _checked(grad_scale: Any) -> float:
+    scale = float(grad_scale)
+    if not scale > 0:
+        raise ValueError(f"grad_scale must be above 0, got {scale}")
+    return scale
 
 
 def for_devices(optimizer: Any, devices: Iterable[torch.device], skipped: Skipped) -> Numbers:
-    """Return what the devices read by themselves. All of them skip together, so that one counts."""
+    """Return what the devices read by themselves. All of them skip together, so that one counts.
+
+    A scale on a device is not checked: that would wait.
+    """
+    if not isinstance(getattr(optimizer, "grad_scale", None), (Tensor, type(None))):
+        _checked(optimizer.grad_scale)
     numbers: Numbers = {}
     for device in sorted(devices, key=lambda d: d.index):
         scale, found = (_on(getattr(optimizer, name, None), device) for name in ("grad_scale", "found_inf"))

@@ -33,7 +33,8 @@ class RAdam(torch.optim.Optimizer):
         params: parameters, (name, parameter) pairs or group dicts, as in torch: float64, float32, bfloat16, float16 or
             complex tensors or DTensors of any shape and strides, on any device. CPU and CUDA tensors go through radam's
             kernels, others through PyTorch's operations. The moments of 16-bit parameters are float32.
-        lr: the learning rate, a number or a Tensor of one element, which is read at every step.
+        lr: the learning rate, a number or a Tensor of one element, which is read at every step. What lies on a CUDA
+            device, lr or betas, is read there, also by a replayed graph, and nobody checks it at a step.
         betas: the decay rates of m and v, at least 0 and below 1: numbers or Tensors of one element.
         eps: added to the denominator.
         weight_decay: the strength of the decay.
@@ -224,7 +225,7 @@ class RAdam(torch.optim.Optimizer):
     def _take_step(self) -> None:
         if len(self.state) != self._noted:
             self._note_params()  # somebody took parameters or states away, and may want their memory back
-        there = self._for_devices()
+        there = self._for_devices(p for params in self._params for p in params if p.grad is not None)
         scale = amp.inverse_scale(self) if self.fused_amp and there is None else 1.0
         if scale is None:
             self._skipped.here += 1
@@ -236,13 +237,13 @@ class RAdam(torch.optim.Optimizer):
             happened = self._take_careful_step(scale, there)
         self._skipped.here += not happened
 
-    def _for_devices(self) -> amp.Numbers | None:
-        """Return what devices read by themselves; None where there is nothing to read, or the host must know."""
+    def _for_devices(self, params: Iterable[Tensor]) -> amp.Numbers | None:
+        """Return what the devices of these read by themselves; None where there is nothing, or the host must know."""
         skips = self.nonfinite == "skip" and self.defaults["capturable"]
         if not (self.fused_amp or skips) or self.defaults["differentiable"] or rules.is_watched():
             return None
-        devices = {param.device for params in self._params for param in params}
-        if any(device.type != "cuda" or not has_kernel(device) for device in devices):
+        devices = {param.device for param in params}
+        if not devices or any(device.type != "cuda" or not has_kernel(device) for device in devices):
             return None
         return amp.for_devices(self if self.fused_amp else None, devices, self._skipped)
 
@@ -356,7 +357,7 @@ class RAdam(torch.optim.Optimizer):
         fresh = self._check_traced(places)
         self._opt_called = True
         with self._turn:
-            there = self._for_devices()
+            there = self._for_devices(lists[0])
             scale = amp.inverse_scale(self) if self.fused_amp and there is None else 1.0
             if scale is None:
                 self._skipped.here += 1
