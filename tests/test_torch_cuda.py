@@ -88,6 +88,21 @@ def test_steps_have_the_bits_of_the_cpu(dtype: torch.dtype, settings: dict[str, 
     assert theirs.state[there[0]]["step"].is_cuda == capturable
 
 
+@pytest.mark.parametrize("capturable", [False, True], ids=["counted here", "counted there"])
+def test_a_block_that_meets_parameters_at_different_steps_takes_each_at_its_own(capturable: bool) -> None:
+    here, there = make([(3,)] * 23)  # more than the stand-in has blocks
+    ours, theirs = RAdam(here, lr=0.01), RAdam(there, lr=0.01, capturable=capturable)
+    for seed in range(12):
+        for params in (here, there):
+            set_gradients(params, seed)
+            for i, param in enumerate(params):
+                param.grad = None if seed < i % 4 or (seed + i) % 7 == 0 else param.grad
+        ours.step()
+        theirs.step()
+        assert bits(theirs) == bits(ours)
+    assert len({float(entry["step"]) for entry in theirs.state.values()}) > 3
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_layout_has_the_bits_of_the_cpu_and_what_lies_between_stays(dtype: torch.dtype, layout: str) -> None:

@@ -121,6 +121,7 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
                                    role_names[role])
                                       .c_str());
     const nb::handle counts = parts[7];
+    const nb::handle numbers = parts.size() > 9 ? nb::handle(parts[9]) : nb::handle(Py_None);
     const bool one_each = PyTuple_Check(counts.ptr());
     if (one_each && nb::len(counts) != count) throw nb::value_error("there must be one step count per parameter");
     std::int64_t* const taken = one_each ? nullptr : imports_.add_counters(counts.ptr(), count);
@@ -131,7 +132,6 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
         Entry& entry = entries_.back();
         for (int role = 0; role < used; ++role) add_array(entry, static_cast<Role>(role), arrays[role]);
         check_arrays(entry, h.amsgrad);
-        any_device_ = any_device_ || entry.device() != Array::on_cpu;
         const Where at{counter_name, group, i, names_[group]};
         const Count count = one_each ? imports_.add_count(PyTuple_GetItem(counts.ptr(), static_cast<Py_ssize_t>(i)), at)
                                      : Count{Counter(taken + i, Counter::Kind::int64), {}};
@@ -147,7 +147,10 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
                                      "; it must lie between 0 and " + std::to_string(most));
             entry.taken = t;
         }
-        entry.schedule = scheduled_there(entry, h, parts.size() > 9 ? nb::handle(parts[9]) : nb::handle(Py_None));
+        if (entry.device() != Array::on_cpu) {
+            any_device_ = true;
+            entry.schedule = scheduled_there(entry, h, numbers);
+        }
         slots_.push_back(
             slot_of(entry, entry.schedule != nullptr ? nullptr : check_schedule(entry, h, lrs, entry.taken + 1)));
     }
@@ -166,7 +169,6 @@ const ScheduledStep* Call::check_schedule(const Entry& entry, const Hyperparamet
 // Null where all that a schedule needs is on the host.
 const cuda::Schedule* Call::scheduled_there(const Entry& entry, const Hyperparameters& h, nb::handle numbers) {
     const int device = entry.device();
-    if (device == Array::on_cpu) return nullptr;
     const AmpNumbers* const amp = amp_of(entry);
     const nb::object found = of_device(numbers, device);
     if (amp != nullptr && amp->found_inf.data != nullptr && entry.count.data == nullptr)
