@@ -43,6 +43,8 @@ def _version(framework: str) -> str | None:
 def show_config() -> None:
     """Print the version, the instruction set in use and those that could be, the threads, CUDA, the frameworks found.
 
+    It asks the CUDA driver for devices; a process forked after that cannot use CUDA, as always with CUDA.
+
     >>> import radam
     >>> radam.show_config()  # doctest: +ELLIPSIS
     radam ...
