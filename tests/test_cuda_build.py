@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -32,6 +33,7 @@ LARGEST_LIBRARY = 6_000_000  # bytes
 MOST = {"registers": 64, "stack": 0, "spill stores": 0, "spill loads": 0}  # of a kernel
 MAY_NEED = {"libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1"}
 MAY_NEED |= {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+T = TypeVar("T")
 BYTES = {"double": 8, "float": 4, "bf16": 2, "fp16": 2}
 PAIRS = [("double", "double"), *((p, g) for p in list(BYTES)[1:] for g in list(BYTES)[1:])]
 
@@ -193,15 +195,15 @@ def faults_in_operations(operations: Mapping[str, int], types: Sequence[str]) ->
     return inexact + [f"no {name}.{kind}" for kind in types for name in THE_LAWS if f"{name}.{kind}" not in operations]
 
 
-def accesses(sass: str) -> dict[str, dict[str, Counter[str]]]:
-    """By architecture and kernel: how often global memory is read or written by 16 bytes."""
+def accesses(sass: str, bits: int = 128) -> dict[str, dict[str, Counter[str]]]:
+    """By architecture and kernel: how often global memory is read or written by so much at once."""
     found: dict[str, dict[str, Counter[str]]] = {}
     for line in sass.splitlines():
         if match := re.match(r"\s+code for (sm_\w+)", line):
             architecture = found.setdefault(match[1], {})
         elif match := re.match(r"\s+Function : (\w+)", line):
             kernel = architecture.setdefault(match[1], Counter())
-        elif match := re.search(r"\b(LDG|STG)\.E\b(?:\.\w+)*?\.128\b", line):
+        elif match := re.search(rf"\b(LDG|STG)\.E\b(?:\.\w+)*?\.{bits}\b", line):
             kernel[match[1]] += 1
     return found
 
@@ -219,6 +221,11 @@ def faults_in_accesses(found: Mapping[str, int], expected: Mapping[str, int]) ->
         for name, least in expected.items()
         if found.get(name, 0) < least
     ]
+
+
+def of_kernel(name: str, found: Mapping[str, T]) -> list[T]:
+    """What was found of one kernel, by its mangled names: a template has several."""
+    return [value for mangled, value in found.items() if re.search(rf"\d{name}(?:I|E|v|P)", mangled)]
 
 
 def exported(library: Path) -> set[str]:
@@ -305,9 +312,10 @@ def test_no_kernel_takes_more_than_64_registers_spills_or_has_a_stack(built: Bui
 def test_every_operation_is_an_exactly_rounded_one(built: Built, architecture: str) -> None:
     kernels = entries_and_operations(built.ptx[architecture])
     assert not faults_in_operations(sum(kernels.values(), Counter()), ["f32", "f64"])
-    steps = [operations for name, operations in kernels.items() if "step_kernel" in name]
-    assert steps
-    assert not [fault for operations in steps for fault in faults_in_operations(operations, ["f32", "f64"])]
+    for name in ("step_kernel", "staged_step_kernel"):
+        steps = of_kernel(name, kernels)
+        assert steps, name
+        assert not [fault for operations in steps for fault in faults_in_operations(operations, ["f32", "f64"])]
 
 
 def test_a_step_of_every_dtype_pair_reads_and_writes_by_16_bytes(built: Built) -> None:
@@ -315,9 +323,26 @@ def test_a_step_of_every_dtype_pair_reads_and_writes_by_16_bytes(built: Built) -
     assert sorted(found) == sorted(ARCHITECTURES)
     expected = sum((accesses_of_pair(*pair) for pair in PAIRS), Counter())
     for architecture, kernels in found.items():
-        steps = [counts for name, counts in kernels.items() if "step_kernel" in name]
+        steps = of_kernel("step_kernel", kernels)
         assert steps, architecture
         assert not [fault for counts in steps for fault in faults_in_accesses(counts, expected)], architecture
+
+
+# What a step of staged parameters reads and writes at once, by the bits of four elements: of float32, a parameter, its
+# master, the gradient and three moments; of 16 bits, a parameter that is rounded or split, its remainder, the gradient
+# in two dtypes and three moments. (Codes are words, as many other things are.)
+FOURS = {128: Counter(LDG=6, STG=5), 64: Counter(LDG=8, STG=6)}
+
+
+def test_a_staged_step_reads_and_writes_four_elements_at_once(built: Built) -> None:
+    sass = take_apart("-sass", built.library)
+    for bits, expected in FOURS.items():
+        found = accesses(sass, bits)
+        assert sorted(found) == sorted(ARCHITECTURES)
+        for architecture, kernels in found.items():
+            steps = of_kernel("staged_step_kernel", kernels)
+            assert steps, architecture
+            assert not [fault for counts in steps for fault in faults_in_accesses(counts, expected)], architecture
 
 
 def test_it_exports_one_function_and_needs_no_cuda_library(library: Path) -> None:
@@ -336,11 +361,11 @@ def test_it_holds_code_for_seven_architectures_and_ptx_for_later_ones(library: P
     assert re.findall(r"PTX file +\d+: .*\.(sm_\w+)\.ptx", take_apart("-lptx", library)) == ["sm_90"]
 
 
-# ---- the element loops alone, one kernel for each dtype pair
+# ---- the element loops alone, one kernel for each dtype pair, and a thread's part of a staged block
 
 
 def probe(folder: Path) -> Path:
-    """A source with the loops that visit elements, and nothing around them."""
+    """A source with what visits elements, and nothing around it."""
     kernels = [
         f"""
 extern "C" __global__ void __launch_bounds__(256, 4) step_{p}_{g}(const Part* part, const ScheduledStep* step) {{
@@ -351,8 +376,18 @@ extern "C" __global__ void __launch_bounds__(256, 4) finite_{p}_{g}(const Part* 
 }}"""
         for p, g in PAIRS
     ]
+    kernels += [
+        """
+extern "C" __global__ void __launch_bounds__(256, 4) staged_float(const StagedPart* part, const ScheduledStep* step,
+                                                                  const WarpScratch* own) {
+    const Place place = place_of(*part, static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x));
+    Lane lane;
+    step_lane(*part, *step, place, lane);
+    keep_lane(*part, *step, *own, own->moments[0], place, lane);
+}"""
+    ]
     path = folder / "probe.cu"
-    text = '#include "cuda_sweep.hpp"\nusing namespace radam;\nusing namespace radam::cuda;\n' + "".join(kernels)
+    text = '#include "cuda_staged.hpp"\nusing namespace radam;\nusing namespace radam::cuda;\n' + "".join(kernels)
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -381,7 +416,7 @@ def probed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[str,
 def doubles(ptx: str) -> list[str]:
     """Operations on doubles where numbers are computed in float32."""
     kernels = entries_and_operations(ptx)
-    assert set(kernels) == {f"{loop}_{p}_{g}" for loop in ("step", "finite") for p, g in PAIRS}
+    assert set(kernels) == {f"{loop}_{p}_{g}" for loop in ("step", "finite") for p, g in PAIRS} | {"staged_float"}
     return [
         f"{name}: {operation}"
         for name, operations in kernels.items()
@@ -470,7 +505,8 @@ def test_a_double_in_the_law_is_found(built: Built, tmp_path: Path) -> None:
     tree = changed_tree(tmp_path, "cpp/include/radam/update.hpp", "g = c.grad_scale * g;", "g = V(0.1 * g);")
     _, ptx = compiled(built, probe(tmp_path), "ptx", {}, tree)
     found = doubles(ptx.read_text(encoding="utf-8"))
-    assert {fault.split(":")[0] for fault in found} == {f"step_{p}_{g}" for p, g in PAIRS if p != "double"}
+    narrow = {f"step_{p}_{g}" for p, g in PAIRS if p != "double"}
+    assert {fault.split(":")[0] for fault in found} == narrow | {"staged_float"}
 
 
 def test_an_access_of_8_bytes_is_found(built: Built, tmp_path: Path) -> None:

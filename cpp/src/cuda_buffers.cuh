@@ -121,7 +121,7 @@ inline cudaGraph_t graph_of(cudaStream_t stream) {
 
 // What a launch needs in the device's memory besides the tensors.
 struct Cells {
-    std::uint32_t done;  // zero between launches
+    std::uint32_t done, added;  // zero between launches
     std::uint32_t first_broken;
 };
 
@@ -263,7 +263,7 @@ private:
         returned_.clear();
     }
 
-    static constexpr const char* making_room = "allocating memory for a table";
+    static constexpr const char* making_room = "allocating memory for a step";
     static constexpr int ring_size = 8;
     static constexpr std::size_t least_room = 256 * 1024;
     cudaStream_t side_ = nullptr;

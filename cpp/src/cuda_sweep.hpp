@@ -9,9 +9,11 @@
 #if defined(__CUDACC__)
 #define RADAM_KERNEL_INLINE __device__ __forceinline__
 #define RADAM_UNROLL _Pragma("unroll")
+#define RADAM_NO_UNROLL _Pragma("unroll 1")
 #else
 #define RADAM_KERNEL_INLINE inline
 #define RADAM_UNROLL
+#define RADAM_NO_UNROLL
 #endif
 
 namespace radam::cuda {
@@ -157,6 +159,13 @@ RADAM_KERNEL_INLINE const Coefficients<T>& coefficients_of(const ScheduledStep& 
         return step.f32;
 }
 
+// A form of the law in registers.
+struct ChosenForm {
+    Mode mode;
+    bool coupled, amsgrad, nesterov;
+    static constexpr bool flushes = true;
+};
+
 // The form is chosen at run time, alike for all threads: a hundred forms compiled would not be faster than memory.
 template <class Param, class Grad>
 RADAM_KERNEL_INLINE void step_part(const Part& part, const ScheduledStep& step, int thread, int threads) noexcept {
@@ -165,10 +174,7 @@ RADAM_KERNEL_INLINE void step_part(const Part& part, const ScheduledStep& step, 
     const Coefficients<T>& c = coefficients_of<T>(step);
     for_each_pack<width_of<Param, Grad>>(part, thread, threads, [&](auto n, std::int32_t i) noexcept {
         read_again();
-        const struct {
-            Mode mode;
-            bool coupled, amsgrad, nesterov;
-        } form{step.mode, step.coupled, step.amsgrad, step.nesterov};
+        const ChosenForm form{step.mode, step.coupled, step.amsgrad, step.nesterov};
         constexpr int width = decltype(n)::width, some = width < most_at_once<T> ? width : most_at_once<T>;
         auto p = Pack<Param, width>::load(s.p() + i);
         const auto g = Pack<Grad, width>::load(s.g() + i);
@@ -251,43 +257,63 @@ struct Scratch {
     std::uint32_t tile, entry;
     bool from_device;
     std::uint32_t schedule;
-    std::int64_t t;  // 0 for none
+    std::int64_t t;  // of a step that the device schedules; 0 for none
     Hyperparameters hyperparameters;
     ScheduledStep step;
+    double grad_scale;  // of the step before clipping
 };
+
+RADAM_KERNEL_INLINE double grad_scale_of(const Schedule& schedule, const Header& header) noexcept {
+    const double scale = schedule.hyperparameters.grad_scale;
+    return header.grad_scale.data == nullptr ? scale : scale / value_of(header.grad_scale, 1.0);
+}
 
 // The step that the device schedules for an entry.
 RADAM_KERNEL_INLINE void schedule_on_device(const Entry& entry, Scratch& scratch) noexcept {
     const Schedule& from = scratch.table.schedules()[entry.schedule];
-    const Number grad_scale = scratch.table.header->grad_scale;
     Hyperparameters& h = scratch.hyperparameters;
     h = from.hyperparameters;
     h.lr = value_of(from.lr, h.lr);
     h.beta1 = value_of(from.beta1, h.beta1);
     h.beta2 = value_of(from.beta2, h.beta2);
-    if (grad_scale.data != nullptr) h.grad_scale = 1.0 / value_of(grad_scale, 1.0);
+    h.grad_scale = grad_scale_of(from, *scratch.table.header);
+    // Not what would only be kept in registers all along: these, and t.
+    scratch.step.amsgrad = h.amsgrad;
+    scratch.step.nesterov = h.nesterov;
     read_again();
-    scratch.step = schedule(h, scratch.t);
+    const ScheduledStep step = schedule(h, scratch.t);
+    scratch.step.mode = step.mode;
+    scratch.step.coupled = step.coupled;
+    scratch.step.f64 = step.f64;
+    scratch.step.f32 = step.f32;
 }
 
 RADAM_KERNEL_INLINE void take_step(const Entry& entry, Scratch& scratch) noexcept {
     const std::int64_t t = entry.on_device ? next_step(entry) : 1;
-    if (scratch.t == t && scratch.from_device == entry.on_device && scratch.schedule == entry.schedule) return;
-    scratch.from_device = entry.on_device;
-    scratch.schedule = entry.schedule;
-    scratch.t = t;
-    if (entry.on_device)
-        schedule_on_device(entry, scratch);
-    else
-        scratch.step = scratch.table.steps()[entry.schedule];
+    if (scratch.t != t || scratch.from_device != entry.on_device || scratch.schedule != entry.schedule) {
+        scratch.from_device = entry.on_device;
+        scratch.schedule = entry.schedule;
+        scratch.t = t;
+        if (entry.on_device)
+            schedule_on_device(entry, scratch);
+        else
+            scratch.step = scratch.table.steps()[entry.schedule];
+        read_again();
+        scratch.grad_scale = scratch.step.f64.grad_scale;
+    }
+    const Norms& norms = scratch.table.header->norms;
+    if (norms.clip == Clip::none) return;
+    scratch.step.f64.grad_scale = scratch.grad_scale;
+    scale_gradients(scratch.step, norms.factors[norms.clip == Clip::each ? scratch.entry : 0]);
 }
 
 // ---- whole tables
 
-// A block does tiles index, index + blocks, ... of all. prepare(entry) is called by one thread, then f() by all.
-template <class Block, class P, class F>
+// A block does tiles index, index + blocks, ... of all. prepare(entry, tile of the entry) is called by one thread, then
+// all() for the block.
+template <class Block, class P, class A>
 RADAM_KERNEL_INLINE void for_each_tile(const TableView& table, const Block& block, Scratch& scratch, P prepare,
-                                       F f) noexcept {
+                                       A all) noexcept {
     block.one([&]() noexcept {
         scratch.table = table;
         scratch.tile = block.index();
@@ -297,15 +323,29 @@ RADAM_KERNEL_INLINE void for_each_tile(const TableView& table, const Block& bloc
         block.one([&]() noexcept {
             scratch.entry = scratch.table.entry_of(scratch.tile);
             const Entry& entry = scratch.table.entries()[scratch.entry];
-            scratch.part = part_of(entry, scratch.tile - entry.first_tile, scratch.table.header->tile_size);
-            prepare(entry);
+            prepare(entry, scratch.tile - entry.first_tile);
         });
-        block.each([&](int thread, int threads) noexcept {
-            visit_pair(scratch.part.param_dtype, scratch.part.grad_dtype,
-                       [&](auto p, auto g) noexcept { f(p, g, thread, threads); });
-        });
+        all();
         block.one([&]() noexcept { scratch.tile += block.blocks(); });
     }
+}
+
+// The same, and f(type_is<Param>, type_is<Grad>, thread, threads) for each thread.
+template <class Block, class P, class F>
+RADAM_KERNEL_INLINE void for_each_part(const TableView& table, const Block& block, Scratch& scratch, P prepare,
+                                       F f) noexcept {
+    for_each_tile(
+        table, block, scratch,
+        [&](const Entry& entry, std::uint32_t tile) noexcept {
+            scratch.part = part_of(entry, tile, scratch.table.header->tile_size);
+            prepare(entry);
+        },
+        [&]() noexcept {
+            block.each([&](int thread, int threads) noexcept {
+                visit_pair(scratch.part.param_dtype, scratch.part.grad_dtype,
+                           [&](auto p, auto g) noexcept { f(p, g, thread, threads); });
+            });
+        });
 }
 
 constexpr std::uint32_t none_broken = 0xffffffffu;
@@ -325,18 +365,15 @@ RADAM_KERNEL_INLINE void add_one(const Number& number, const Block& block) noexc
         block.add_one(static_cast<float*>(number.data));
 }
 
-template <class Block>
-RADAM_KERNEL_INLINE void step_table(const TableView& table, const Block& block, Scratch& scratch) noexcept {
+// A step that is not skipped: the tiles, by all_tiles(), and the counts.
+template <class Block, class T>
+RADAM_KERNEL_INLINE void step_unless_skipped(const TableView& table, const Block& block, Scratch& scratch,
+                                             T all_tiles) noexcept {
     if (skips(*table.header)) {
         if (block.index() == 0) block.one([&]() noexcept { add_one(table.header->skipped, block); });
         return;
     }
-    for_each_tile(
-        table, block, scratch, [&](const Entry& entry) noexcept { take_step(entry, scratch); },
-        [&](auto p, auto g, int thread, int threads) noexcept {
-            step_part<typename decltype(p)::type, typename decltype(g)::type>(scratch.part, scratch.step, thread,
-                                                                              threads);
-        });
+    all_tiles();
     // Counts advance when every block has read them.
     const TableView& same = scratch.table;
     if (same.header->done == nullptr || !block.is_last(same.header->done)) return;
@@ -349,10 +386,22 @@ RADAM_KERNEL_INLINE void step_table(const TableView& table, const Block& block, 
     });
 }
 
+template <class Block>
+RADAM_KERNEL_INLINE void step_table(const TableView& table, const Block& block, Scratch& scratch) noexcept {
+    step_unless_skipped(table, block, scratch, [&]() noexcept {
+        for_each_part(
+            table, block, scratch, [&](const Entry& entry) noexcept { take_step(entry, scratch); },
+            [&](auto p, auto g, int thread, int threads) noexcept {
+                step_part<typename decltype(p)::type, typename decltype(g)::type>(scratch.part, scratch.step, thread,
+                                                                                  threads);
+            });
+    });
+}
+
 // Notes the first entry whose gradient holds an inf or a NaN.
 template <class Block>
 RADAM_KERNEL_INLINE void find_broken(const TableView& table, const Block& block, Scratch& scratch) noexcept {
-    for_each_tile(
+    for_each_part(
         table, block, scratch, [](const Entry&) noexcept {},
         [&](auto p, auto g, int thread, int threads) noexcept {
             using Param = typename decltype(p)::type;
@@ -364,7 +413,7 @@ RADAM_KERNEL_INLINE void find_broken(const TableView& table, const Block& block,
 
 template <class Block>
 RADAM_KERNEL_INLINE void limit_table(const TableView& table, const Block& block, Scratch& scratch) noexcept {
-    for_each_tile(
+    for_each_part(
         table, block, scratch, [](const Entry&) noexcept {},
         [&](auto p, auto g, int thread, int threads) noexcept {
             limit_part<typename decltype(p)::type, typename decltype(g)::type>(scratch.part, thread, threads);

@@ -1,6 +1,7 @@
 // Picks the instruction set, cuts the slots into one tile list per thread, and runs it.
 #include <radam/dispatch.hpp>
 #include <radam/float_mode.hpp>
+#include <radam/norm.hpp>
 
 #include <atomic>
 #include <cstdlib>
@@ -31,6 +32,8 @@ template <class Isa>
 bool sweep_finite(const Tile&) noexcept;
 template <class Isa>
 void sweep_limit(const Tile&) noexcept;
+template <class Isa>
+void sweep_squares(const Tile&, double*) noexcept;
 }  // namespace radam
 
 namespace radam {
@@ -87,6 +90,7 @@ struct Sweeps {
     void (*step)(const Tile&) noexcept;
     bool (*finite)(const Tile&) noexcept;
     void (*limit)(const Tile&) noexcept;
+    void (*squares)(const Tile&, double*) noexcept;
     bool (*runs_here)() noexcept;
 };
 
@@ -95,13 +99,15 @@ bool always() noexcept { return true; }
 // Best first.
 constexpr Sweeps compiled[] = {
 #if defined(RADAM_HAS_X86)
-    {"avx512", sweep<isa::avx512>, sweep_finite<isa::avx512>, sweep_limit<isa::avx512>, has_avx512},
-    {"avx2", sweep<isa::avx2>, sweep_finite<isa::avx2>, sweep_limit<isa::avx2>, has_avx2},
+    {"avx512", sweep<isa::avx512>, sweep_finite<isa::avx512>, sweep_limit<isa::avx512>, sweep_squares<isa::avx512>,
+     has_avx512},
+    {"avx2", sweep<isa::avx2>, sweep_finite<isa::avx2>, sweep_limit<isa::avx2>, sweep_squares<isa::avx2>, has_avx2},
 #endif
 #if defined(RADAM_HAS_NEON)
-    {"neon", sweep<isa::neon>, sweep_finite<isa::neon>, sweep_limit<isa::neon>, always},
+    {"neon", sweep<isa::neon>, sweep_finite<isa::neon>, sweep_limit<isa::neon>, sweep_squares<isa::neon>, always},
 #endif
-    {"portable", sweep<isa::portable>, sweep_finite<isa::portable>, sweep_limit<isa::portable>, always},
+    {"portable", sweep<isa::portable>, sweep_finite<isa::portable>, sweep_limit<isa::portable>,
+     sweep_squares<isa::portable>, always},
 };
 
 std::string list_of_isas() {
@@ -138,14 +144,14 @@ const Sweeps& sweeps() {
 }
 
 constexpr int most_threads = 1024;
-constexpr std::int64_t tile_alignment = 64;      // elements: two threads share one cache line at most
+constexpr std::int64_t tile_alignment = 128;     // elements: whole blocks, and two threads share one cache line at most
 constexpr std::int64_t alone_below = 64 * 1024;  // elements: less than this, waking a thread costs more
 
 // One parallel region: a thread meets the same memory in every step, because the partition depends on sizes alone.
 struct Region {
     const Slot* slots;
     std::size_t count;
-    std::int64_t bytes;
+    std::int64_t bytes, alignment;
     void (*visit)(void* self, const Tile& tile, std::size_t slot);
     void* self;
 };
@@ -164,7 +170,7 @@ void run_part(void* context, int index, int parts) noexcept {
             const auto element = [&](std::int64_t byte) {  // where a cut at this byte falls in the slot
                 if (byte <= at) return std::int64_t{0};
                 if (byte >= end) return slot.size;
-                return (byte - at) / width / tile_alignment * tile_alignment;
+                return (byte - at) / width / region.alignment * region.alignment;
             };
             const Tile tile{&slot, element(first), element(last)};
             if (tile.begin < tile.end) region.visit(region.self, tile, i);
@@ -174,14 +180,18 @@ void run_part(void* context, int index, int parts) noexcept {
 }
 
 template <class F>
-void for_each_tile(const Slot* slots, std::size_t count, F f) noexcept {
+void for_each_tile(const Slot* slots, std::size_t count, F f, std::int64_t alignment = tile_alignment) noexcept {
     std::int64_t elements = 0, bytes = 0;
     for (std::size_t i = 0; i < count; ++i) {
         elements += slots[i].size;
         bytes += slots[i].size * bytes_per_element(slots[i]);
     }
-    Region region{slots, count, bytes,
-                  [](void* self, const Tile& tile, std::size_t slot) { (*static_cast<F*>(self))(tile, slot); }, &f};
+    Region region{slots,
+                  count,
+                  bytes,
+                  alignment,
+                  [](void* self, const Tile& tile, std::size_t slot) { (*static_cast<F*>(self))(tile, slot); },
+                  &f};
     const int parts = elements < alone_below ? 1 : threads.load(std::memory_order_relaxed);
     parallel::run(parts, run_part, &region);
 }
@@ -237,6 +247,32 @@ std::size_t first_nonfinite(const Slot* slots, std::size_t count) noexcept {
         }
     });
     return first.load();
+}
+
+std::size_t square_chunks(const Slot* slots, std::size_t count) noexcept {
+    std::size_t chunks = 0;
+    for (std::size_t i = 0; i < count; ++i) chunks += static_cast<std::size_t>(norm_chunks(slots[i].size));
+    return chunks;
+}
+
+void sums_of_squares(const Slot* slots, std::size_t count, double* chunks, double* sums) noexcept {
+    double start = 0.0;  // where a slot's chunks begin: kept in its sum until that is known
+    for (std::size_t i = 0; i < count; ++i) {
+        sums[i] = start;
+        start += static_cast<double>(norm_chunks(slots[i].size));
+    }
+    for_each_tile(
+        slots, count,
+        [&, squares = sweeps().squares](const Tile& tile, std::size_t slot) {
+            squares(tile, chunks + static_cast<std::int64_t>(sums[slot]) + tile.begin / norm_chunk);
+        },
+        norm_chunk);
+    double* next = chunks;
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::int64_t n = norm_chunks(slots[i].size);
+        sums[i] = add_pairs(next, n);
+        next += n;
+    }
 }
 
 void limit(const Slot* slots, std::size_t count) noexcept {

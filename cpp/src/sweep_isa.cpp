@@ -4,3 +4,4 @@
 template void radam::sweep<radam::isa::RADAM_ISA>(const radam::Tile&) noexcept;
 template bool radam::sweep_finite<radam::isa::RADAM_ISA>(const radam::Tile&) noexcept;
 template void radam::sweep_limit<radam::isa::RADAM_ISA>(const radam::Tile&) noexcept;
+template void radam::sweep_squares<radam::isa::RADAM_ISA>(const radam::Tile&, double*) noexcept;

@@ -4,62 +4,16 @@
 #include <radam/layout.hpp>
 #include <radam/sweep.hpp>
 
-#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "../src/cuda_sweep.hpp"
-#include "expect.hpp"
+#include "streams.hpp"
 
 namespace {
 
 using namespace radam;
-
-std::uint64_t random_state = 1;
-std::uint32_t random_bits() {
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return static_cast<std::uint32_t>(random_state >> 33);
-}
-
-void write_number(char* to, DType dtype, double value) {
-    const float narrow = static_cast<float>(value);
-    const fp16 half = to_fp16(narrow);
-    const bf16 brain = to_bf16(narrow);
-    switch (dtype) {
-        case DType::fp64: std::memcpy(to, &value, sizeof value); break;
-        case DType::fp32: std::memcpy(to, &narrow, sizeof narrow); break;
-        case DType::fp16: std::memcpy(to, &half, sizeof half); break;
-        case DType::bf16: std::memcpy(to, &brain, sizeof brain); break;
-    }
-}
-
-struct alignas(64) Line {
-    char bytes[64];
-};
-
-// One stream, `shift` elements behind an address that 64 divides, between bytes that must stay.
-class Stream {
-public:
-    Stream(DType dtype, std::int64_t size, int shift, bool is_square)
-        : lines_(static_cast<std::size_t>(size / 8 + 4)), at_(64 + static_cast<std::size_t>(shift * size_of(dtype))) {
-        for (Line& line : lines_)
-            for (char& byte : line.bytes) byte = static_cast<char>(random_bits());
-        for (std::int64_t i = 0; i < size; ++i) {
-            double value = (static_cast<double>(random_bits()) / 0x1p31 - 0.5) * (random_bits() % 8 == 0 ? 1e-30 : 2.0);
-            if (is_square) value *= value;
-            write_number(static_cast<char*>(data()) + i * size_of(dtype), dtype, value);
-        }
-    }
-    void* data() { return reinterpret_cast<char*>(lines_.data()) + at_; }
-    bool operator==(const Stream& o) const {
-        return std::memcmp(lines_.data(), o.lines_.data(), lines_.size() * sizeof(Line)) == 0;
-    }
-
-private:
-    std::vector<Line> lines_;
-    std::size_t at_;
-};
 
 struct Param {
     DType p_dtype, g_dtype;
@@ -94,17 +48,6 @@ struct Param {
     bool operator==(const Param& o) const { return p == o.p && g == o.g && m == o.m && v == o.v && v_max == o.v_max; }
 };
 
-void expect(bool holds, const std::string& what) {
-    if (holds) return;
-    std::fprintf(stderr, "%s\n", what.c_str());
-    ++failures;
-}
-
-void run(const cuda::Work& work, const std::string& name) {
-    cuda::Failure failure;
-    expect(radam_cuda_library()->step(&work, 1, &failure), name + ": " + failure.text);
-}
-
 void sweep_all(std::vector<Param>& params, const ScheduledStep& step) {
     for (Param& param : params) {
         const Slot slot = param.slot(&step);
@@ -117,13 +60,6 @@ std::vector<cuda::DeviceSlot> on_device(std::vector<Param>& params, const Schedu
     std::vector<cuda::DeviceSlot> slots;
     for (Param& param : params) slots.push_back({param.slot(step), schedule, taken, count});
     return slots;
-}
-
-cuda::Work work_of(const std::vector<cuda::DeviceSlot>& slots) {
-    cuda::Work work;
-    work.slots = slots.data();
-    work.size = slots.size();
-    return work;
 }
 
 constexpr DType dtypes[] = {DType::fp64, DType::fp32, DType::bf16, DType::fp16};
@@ -255,7 +191,7 @@ void a_huge_tensor_is_cut_without_overflow() {
     work.slots = &slot;
     work.size = 1;
     cuda::TableBuilder table;
-    table.build(work, 528);
+    table.build(work, 528, false);
     const cuda::TableView view{&table.header()};
     const std::uint32_t last = view.header->tiles - 1;
     const cuda::Part part = cuda::part_of(view.entries()[view.entry_of(last)], last, view.header->tile_size);

@@ -1,18 +1,44 @@
 // A library with the symbol of radam::cuda that runs the kernels' bodies on the host, block after block and thread
 // after thread, over host memory: what stands in for a GPU in tests. It also notes what it was asked for, captures
 // steps for a replay, and fails when told to.
-#include "../src/cuda_sweep.hpp"
+#include "../src/cuda_norm.hpp"
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <iterator>
 #include <string>
+#include <vector>
 
 namespace radam::cuda {
 namespace {
 
-constexpr int threads_per_block = 32;
+constexpr int warps_per_block = 2, threads_per_block = warps_per_block * warp_size;
 constexpr std::uint32_t most_blocks = 5;
+
+struct HostWarp {
+    int index_;
+
+    int index() const noexcept { return index_; }
+    int warps() const noexcept { return warps_per_block; }
+    template <class F>
+    void each(F f) const noexcept {
+        for (int lane = 0; lane < warp_size; ++lane) f(lane);
+    }
+    template <class Kept, class B, class A>
+    void keeps(bool wants_most, B before, A after) const noexcept {
+        Kept kept[warp_size];
+        for (int lane = 0; lane < warp_size; ++lane) before(lane, kept[lane]);
+        if (wants_most) {
+            Kept& all = kept[0];
+            for (const Kept& one : kept)
+                for (std::size_t i = 0; i < std::size(all.most); ++i) all.most[i] = greater(all.most[i], one.most[i]);
+            for (Kept& one : kept) std::copy(std::begin(all.most), std::end(all.most), std::begin(one.most));
+        }
+        for (int lane = 0; lane < warp_size; ++lane) after(lane, kept[lane]);
+    }
+};
 
 struct HostBlock {
     std::uint32_t index_, blocks_;
@@ -23,6 +49,11 @@ struct HostBlock {
     void each(F f) const noexcept {
         for (int thread = 0; thread < threads_per_block; ++thread) f(thread, threads_per_block);
     }
+    template <class F>
+    void each_warp(F f) const noexcept {
+        for (int warp = 0; warp < warps_per_block; ++warp) f(HostWarp{warp});
+    }
+    void wait() const noexcept {}
     template <class F>
     void one(F f) const noexcept {
         f();
@@ -39,31 +70,55 @@ struct HostBlock {
     void lower(std::uint32_t* number, std::uint32_t to) const noexcept { *number = std::min(*number, to); }
 };
 
-template <class F>
-void for_each_block(const TableBuilder& table, F f) {
-    const std::uint32_t tiles = reinterpret_cast<const Header*>(table.data())->tiles;
-    const std::uint32_t blocks = std::max(1u, std::min(tiles, most_blocks));
-    Scratch scratch;
-    for (std::uint32_t i = 0; i < blocks; ++i)
-        f(TableView{reinterpret_cast<const Header*>(table.data())}, HostBlock{i, blocks}, scratch);
-}
-
+// Work as a launch would find it, with memory of its own: the same kernels in the same order.
 struct Recorded {
     TableBuilder table;
-    bool looks;
-    std::uint32_t done = 0, first_broken = none_broken;
+    bool adds, looks, wide = false;
+    std::uint32_t done = 0, added = 0, first_broken = none_broken;
+    std::vector<double> numbers;
 
-    Recorded(const Work& work, bool look) : looks(look) { table.build(work, most_blocks); }
+    Recorded(const Work& work, bool look, bool add) : adds(add || work.clip != Clip::none), looks(look) {
+        table.build(work, most_blocks, adds);
+        numbers.resize(table.norm_numbers());
+        for (std::size_t i = 0; i < work.size; ++i) wide = wide || work.slots[i].slot.grad_dtype == DType::fp64;
+    }
 
+    template <class S, class F>
+    void for_each_block(std::uint32_t tiles, F f) {
+        const std::uint32_t blocks = std::max(1u, std::min(tiles, most_blocks));
+        S scratch;
+        std::memset(static_cast<void*>(&scratch), 0x5a, sizeof scratch);  // as shared memory begins with anything
+        for (std::uint32_t i = 0; i < blocks; ++i) f(TableView{&table.header()}, HostBlock{i, blocks}, scratch);
+    }
+
+    void add() {
+        table.add_in(numbers.data(), &added);
+        for_each_block<NormScratch>(table.header().norms.tiles, [](auto&&... args) { add_tiles(args...); });
+        for_each_block<NormScratch>(table.header().entries,
+                                    [](auto&& view, auto&& block, auto&&) { add_entries(view, block); });
+    }
     void look() {
+        for_each_block<Scratch>(table.header().tiles, [](auto&&... args) { find_broken(args...); });
+    }
+    void prepare() {
         first_broken = none_broken;
-        table.header().first_broken = &first_broken;
-        for_each_block(table, [](auto&&... args) { find_broken(args...); });
+        if (looks) table.header().first_broken = &first_broken;
+        if (adds) add();
+        if (looks && (!adds || wide)) look();
     }
     void step() {
-        if (looks) look();
+        prepare();
         table.header().done = &done;
-        for_each_block(table, [](auto&&... args) { step_table(args...); });
+        if (table.is_staged_table())
+            for_each_block<StagedScratch>(table.header().tiles, [](auto&&... args) { step_staged_table(args...); });
+        else
+            for_each_block<Scratch>(table.header().tiles, [](auto&&... args) { step_table(args...); });
+    }
+    void limit() {
+        if (table.is_staged_table())
+            for_each_block<StagedScratch>(table.header().tiles, [](auto&&... args) { limit_staged_table(args...); });
+        else
+            for_each_block<Scratch>(table.header().tiles, [](auto&&... args) { limit_table(args...); });
     }
 };
 
@@ -101,7 +156,7 @@ bool step(const Work* works, std::size_t size, Failure* failure) noexcept {
     for (std::size_t i = 0; i < size; ++i)
         if (!may("step", works[i].device, works[i].stream, works[i].size, failure)) return false;
     for (std::size_t i = 0; i < size; ++i) {
-        Recorded work(works[i], works[i].skip_nonfinite);
+        Recorded work(works[i], works[i].skip_nonfinite, false);
         if (capturing)
             captured.push_back(work);
         else
@@ -112,16 +167,24 @@ bool step(const Work* works, std::size_t size, Failure* failure) noexcept {
 
 bool first_nonfinite(const Work& work, std::size_t* out, Failure* failure) noexcept {
     if (!may("first_nonfinite", work.device, work.stream, work.size, failure)) return false;
-    Recorded recorded(work, true);
-    recorded.look();
+    Recorded recorded(work, true, false);
+    recorded.prepare();
     *out = recorded.first_broken == none_broken ? work.size : recorded.first_broken;
+    return true;
+}
+
+bool sums_of_squares(const Work& work, double* sums, Failure* failure) noexcept {
+    if (!may("sums_of_squares", work.device, work.stream, work.size, failure)) return false;
+    Recorded recorded(work, false, true);
+    recorded.prepare();
+    const double* const found = recorded.table.header().norms.of_entries;
+    std::copy(found, found + work.size, sums);
     return true;
 }
 
 bool limit(const Work& work, Failure* failure) noexcept {
     if (!may("limit", work.device, work.stream, work.size, failure)) return false;
-    const Recorded recorded(work, false);
-    for_each_block(recorded.table, [](auto&&... args) { limit_table(args...); });
+    Recorded(work, false, false).limit();
     return true;
 }
 
@@ -180,9 +243,9 @@ bool is_capturing(int, void*, bool* out, Failure*) noexcept {
     return true;
 }
 
-constexpr Library library{
-    interface_version, devices, describe, step,        first_nonfinite, limit, allocate, release, gather,
-    scatter,           join,    read,     is_capturing};
+constexpr Library library{interface_version, devices, describe, step,        first_nonfinite,
+                          sums_of_squares,   limit,   allocate, release,     gather,
+                          scatter,           join,    read,     is_capturing};
 
 }  // namespace
 }  // namespace radam::cuda

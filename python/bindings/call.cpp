@@ -20,16 +20,7 @@ std::string shape_text(const Layout& layout) {
     return text + (layout.ndim == 1 ? ",)" : ")");
 }
 
-// What a dict says of a device: a tuple, or None.
-nb::object of_device(nb::handle by_device, int device) {
-    if (by_device.is_none()) return nb::none();
-    const nb::object key = nb::int_(device);
-    const nb::dict dict = nb::cast<nb::dict>(by_device);
-    return dict.contains(key) ? nb::object(dict[key]) : nb::none();
-}
-
-Slot slot_of(const Entry& entry, const ScheduledStep* step) {
-    Slot slot;
+void fill(Slot& slot, const Entry& entry, const ScheduledStep* step) {
     slot.param = entry.arrays[param].data;
     slot.grad = entry.arrays[grad].data;
     slot.exp_avg = entry.arrays[exp_avg].data;
@@ -39,16 +30,23 @@ Slot slot_of(const Entry& entry, const ScheduledStep* step) {
     slot.step = step;
     slot.param_dtype = entry.arrays[param].dtype;
     slot.grad_dtype = entry.arrays[grad].dtype;
-    return slot;
 }
 
 }  // namespace
 
+nb::object of_device(nb::handle by_device, int device) {
+    if (by_device.is_none()) return nb::none();
+    const nb::object key = nb::int_(device);
+    const nb::dict dict = nb::cast<nb::dict>(by_device);
+    return dict.contains(key) ? nb::object(dict[key]) : nb::none();
+}
+
 void Call::add_array(Entry& entry, Role role, const nb::tuple& arrays) {
     PyObject* const object = PyTuple_GetItem(arrays.ptr(), static_cast<Py_ssize_t>(entry.index));
     if (object == nullptr) throw nb::python_error();
-    Array& array = entry.arrays[role];
-    array = imports_.add(object, role == grad ? Access::read : Access::write, where(role, entry));
+    Array& array = entry.at(role);
+    const Access access = role == grad ? Access::read : role == param ? Access::write : Access::write_integers;
+    array = imports_.add(object, access, where(role, entry));
     if (role != grad && overlaps_itself(array.layout))
         refuse_value(where(role, entry),
                      "has elements that share memory (an expanded or overlapping view); hand in a copy of it");
@@ -66,20 +64,18 @@ void Call::check_arrays(const Entry& entry, bool amsgrad) const {
         refuse_value(where(grad, entry),
                      std::string("has dtype ") + name_of(g.dtype) + ", the parameter " + name_of(p.dtype) +
                          "; float64 goes with float64 only, float32, bfloat16 and float16 with each other");
-    const DType moments = moment_dtype(p.dtype);
-    for (const Role role : {grad, exp_avg, exp_avg_sq, max_exp_avg_sq}) {
-        if (role == max_exp_avg_sq && !amsgrad) continue;
-        const Array& array = entry.arrays[role];
+    for (const Role role : {grad, exp_avg, exp_avg_sq, max_exp_avg_sq, master}) {
+        if ((role == max_exp_avg_sq && !amsgrad) || (role == master && entry.stored == nullptr)) continue;
+        const Array& array = entry.at(role);
+        if (role == master && array.layout.shape == nullptr && array.data == nullptr) continue;
         if (array.device != p.device)
             refuse_value(where(role, entry), "is on " + device_text(array.device) + ", the parameter on " +
                                                  device_text(p.device) + "; move it there");
         if (!same_shape(array.layout, p.layout))
             refuse_value(where(role, entry),
                          "has shape " + shape_text(array.layout) + ", the parameter " + shape_text(p.layout));
-        if (role != grad && array.dtype != moments)
-            refuse_value(where(role, entry), std::string("has dtype ") + name_of(array.dtype) + "; the moments of a " +
-                                                 name_of(p.dtype) + " parameter are " + name_of(moments));
     }
+    check_moments(entry, amsgrad);
 }
 
 const ScheduledStep* Call::scheduled(const Hyperparameters& h, nb::handle lrs, std::int64_t t, std::size_t group) {
@@ -99,7 +95,7 @@ void Call::add_params(std::size_t group, const nb::tuple& parts) {
     const nb::tuple params = nb::cast<nb::tuple>(parts[0]);
     names_.push_back(nb::handle(parts[1]).ptr());
     for (std::size_t i = 0; i < params.size(); ++i) {
-        entries_.push_back({{}, group, i, {}, nullptr, 0});
+        entries_.push_back({{}, group, i, {}, nullptr, 0, nullptr});
         add_array(entries_.back(), param, params);
     }
 }
@@ -108,12 +104,12 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
     if (parts.size() < 9) throw nb::value_error("a group must be a tuple as step.hpp says");
     const Hyperparameters& h = nb::cast<const Hyperparameters&>(parts[0]);
     const nb::handle lrs = parts[1];
-    const nb::tuple arrays[roles] = {nb::cast<nb::tuple>(parts[2]), nb::cast<nb::tuple>(parts[3]),
-                                     nb::cast<nb::tuple>(parts[4]), nb::cast<nb::tuple>(parts[5]),
-                                     h.amsgrad ? nb::cast<nb::tuple>(parts[6]) : nb::tuple()};
+    const nb::tuple arrays[main_roles] = {nb::cast<nb::tuple>(parts[2]), nb::cast<nb::tuple>(parts[3]),
+                                          nb::cast<nb::tuple>(parts[4]), nb::cast<nb::tuple>(parts[5]),
+                                          h.amsgrad ? nb::cast<nb::tuple>(parts[6]) : nb::tuple()};
     names_.push_back(nb::handle(parts[8]).ptr());
     const std::size_t count = arrays[param].size();
-    const int used = h.amsgrad ? roles : max_exp_avg_sq;
+    const int used = h.amsgrad ? main_roles : max_exp_avg_sq;
     for (int role = 0; role < used; ++role)
         if (arrays[role].size() != count)
             throw nb::value_error(("group " + std::to_string(group) + " has " + std::to_string(count) +
@@ -122,15 +118,17 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
                                       .c_str());
     const nb::handle counts = parts[7];
     const nb::handle numbers = parts.size() > 9 ? nb::handle(parts[9]) : nb::handle(Py_None);
+    const nb::handle stored = parts.size() > 10 ? nb::handle(parts[10]) : nb::handle(Py_None);
     const bool one_each = PyTuple_Check(counts.ptr());
     if (one_each && nb::len(counts) != count) throw nb::value_error("there must be one step count per parameter");
     std::int64_t* const taken = one_each ? nullptr : imports_.add_counters(counts.ptr(), count);
 
     for (std::size_t i = 0; i < count; ++i) {
         if (PyTuple_GetItem(arrays[grad].ptr(), static_cast<Py_ssize_t>(i)) == Py_None) continue;
-        entries_.push_back({{}, group, i, {}, nullptr, 0});
+        entries_.push_back({{}, group, i, {}, nullptr, 0, nullptr});
         Entry& entry = entries_.back();
         for (int role = 0; role < used; ++role) add_array(entry, static_cast<Role>(role), arrays[role]);
+        if (!stored.is_none()) add_stored(entry, stored, h.amsgrad);
         check_arrays(entry, h.amsgrad);
         const Where at{counter_name, group, i, names_[group]};
         const Count count = one_each ? imports_.add_count(PyTuple_GetItem(counts.ptr(), static_cast<Py_ssize_t>(i)), at)
@@ -151,8 +149,10 @@ void Call::add_group(std::size_t group, const nb::tuple& parts) {
             any_device_ = true;
             entry.schedule = scheduled_there(entry, h, numbers);
         }
-        slots_.push_back(
-            slot_of(entry, entry.schedule != nullptr ? nullptr : check_schedule(entry, h, lrs, entry.taken + 1)));
+        Slot& slot = slots_.emplace_back();
+        fill(slot, entry, entry.schedule != nullptr ? nullptr : check_schedule(entry, h, lrs, entry.taken + 1));
+        if (entry.stored != nullptr) place_stored(entry, slot);
+        if (clip_ != nullptr && clip_->kind == Clip::Kind::value) slot.grad_limit = clip_->most;
     }
 }
 
@@ -232,16 +232,21 @@ void Call::prepare() {
         const Entry& entry = entries_[k];
         bool plain = true;
         for (const Array& array : entry.arrays) plain = plain && array.layout.strides == nullptr;
+        if (entry.stored != nullptr)
+            plain = plain && entry.at(master).layout.strides == nullptr && entry.stored->whole_shape.empty();
         if (plain) continue;
 
         // The parameter's own memory order, or C order where it has gaps.
         const Layout& p = entry.arrays[param].layout;
         std::vector<int> order = memory_order(p);
         if (!is_dense(p, order)) std::sort(order.begin(), order.end());
-        void** const places[roles] = {&slots_[k].param, nullptr, &slots_[k].exp_avg, &slots_[k].exp_avg_sq,
-                                      &slots_[k].max_exp_avg_sq};
-        for (const Role role : {param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq}) {
-            const Array& array = entry.arrays[role];
+        if (entry.stored != nullptr) number_elements(entry, slots_[k], order);
+        void** const places[roles] = {&slots_[k].param,          nullptr,
+                                      &slots_[k].exp_avg,        &slots_[k].exp_avg_sq,
+                                      &slots_[k].max_exp_avg_sq, &slots_[k].master};
+        for (const Role role : {param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, master}) {
+            if (role == master && entry.stored == nullptr) continue;
+            const Array& array = entry.at(role);
             if (array.data == nullptr || is_dense(array.layout, order)) continue;
             StandIn made{k, role, order, nullptr, nullptr};
             if (array.device != Array::on_cpu) {
@@ -276,6 +281,9 @@ void Call::prepare() {
                         {slots_[k], entry.schedule, entry.taken, entry.count}, k);
     }
     slots_.resize(kept);
+    if (norm_there_.data != nullptr)
+        on_devices_.clip_alone(clip_->kind == Clip::Kind::norm ? cuda::Clip::all : cuda::Clip::each, clip_->most,
+                               norm_there_);
 }
 
 std::optional<std::size_t> Call::first_nonfinite(bool raises) {
@@ -310,7 +318,7 @@ bool Call::run(cuda::Failure* failure) noexcept {
     radam::step(slots_.data(), slots_.size());
     bool all_well = true;
     for (const StandIn& s : stand_ins_) {
-        const Array& array = entries_[s.entry].arrays[s.role];
+        const Array& array = entries_[s.entry].at(s.role);
         if (s.role == grad) continue;
         if (s.on_device != nullptr)
             all_well = s.on_device->write_back(failure) && all_well;
@@ -336,6 +344,11 @@ void Call::clear() noexcept {
     on_devices_.clear();
     imports_.release();
     entries_.clear();
+    stored_.clear();
+    clip_ = nullptr;
+    norm_there_ = {};
+    clipped_.clear();
+    clipped_there_.clear();
     slots_.clear();
     on_cpu_.clear();
     any_device_ = false;

@@ -22,6 +22,18 @@ PyObject* entry(PyObject* mapping, PyObject* key, nb::object& held) {
     return held.ptr();
 }
 
+// The entry of a state for a key, or for the first one of several that is there; None where the last of these is None.
+PyObject* value_of(PyObject* state, PyObject* key, nb::object& held) {
+    if (!PyTuple_Check(key)) return entry(state, key, held);
+    const Py_ssize_t count = PyTuple_Size(key);
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        PyObject* const one = PyTuple_GetItem(key, i);
+        if (one == Py_None) return Py_None;
+        if (PyObject* const found = entry(state, one, held); found != nullptr) return found;
+    }
+    return nullptr;
+}
+
 // Looks parameters up in the state. A dict keeps the order of insertion, usually that of the parameters: walking along
 // it spares the hash, which PyTorch computes in Python.
 class Walk {
@@ -96,8 +108,8 @@ nb::tuple collect(nb::handle list, nb::handle state, const nb::tuple& keys) {
         const nb::object found = nb::borrow<nb::object>(walk.find(param(i), held));
         bool whole = found.is_valid();
         for (std::size_t k = 0; whole && k < width; ++k) {
-            PyObject* const value = entry(found.ptr(), keys[k].ptr(), held_value);
-            if (value != nullptr) columns[k].put(i, value);
+            PyObject* const value = value_of(found.ptr(), nb::object(keys[k]).ptr(), held_value);
+            if (value != nullptr && value != Py_None) columns[k].put(i, value);
             whole = value != nullptr;
         }
         if (!whole) fresh.append(i);

@@ -49,7 +49,7 @@ bool is_bfloat16(PyArray_Descr* descr) {
     return true;
 }
 
-DType numpy_dtype(PyArrayObject* array, const Where& where) {
+DType numpy_dtype(PyArrayObject* array, Access access, const Where& where) {
     PyArray_Descr* const descr = PyArray_DESCR(array);
     if (PyArray_ISNOTSWAPPED(array)) {
         switch (descr->type_num) {
@@ -59,18 +59,28 @@ DType numpy_dtype(PyArrayObject* array, const Where& where) {
             default:
                 if (is_bfloat16(descr)) return DType::bf16;
         }
+        if (access == Access::write_integers) {
+            if (descr->type_num == NPY_INT8) return DType::int8;
+            if (descr->type_num == NPY_UINT8) return DType::uint8;
+            if (descr->type_num == NPY_INT16) return DType::int16;
+        }
     }
     const nb::object dtype = nb::borrow<nb::object>(reinterpret_cast<PyObject*>(descr));
     refuse_dtype(where, nb::cast<std::string>(nb::str(dtype)) + (PyArray_ISNOTSWAPPED(array) ? "" : " (byte-swapped)"));
 }
 
-DType dlpack_dtype(const dlpack::DataType& dtype, const Where& where) {
+DType dlpack_dtype(const dlpack::DataType& dtype, Access access, const Where& where) {
     if (dtype.lanes == 1 && dtype.code == dlpack::code_float) {
         if (dtype.bits == 32) return DType::fp32;
         if (dtype.bits == 64) return DType::fp64;
         if (dtype.bits == 16) return DType::fp16;
     }
     if (dtype.lanes == 1 && dtype.code == dlpack::code_bfloat && dtype.bits == 16) return DType::bf16;
+    if (access == Access::write_integers && dtype.lanes == 1) {
+        if (dtype.code == dlpack::code_int && dtype.bits == 8) return DType::int8;
+        if (dtype.code == dlpack::code_uint && dtype.bits == 8) return DType::uint8;
+        if (dtype.code == dlpack::code_int && dtype.bits == 16) return DType::int16;
+    }
     if (dtype.code == 6 && dtype.lanes == 1) refuse_dtype(where, "bool");
     static constexpr const char* names[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
     const std::string name =
@@ -79,7 +89,7 @@ DType dlpack_dtype(const dlpack::DataType& dtype, const Where& where) {
                  name + std::to_string(dtype.bits) + (dtype.lanes == 1 ? "" : "x" + std::to_string(dtype.lanes)));
 }
 
-DType buffer_dtype(const Py_buffer& view, const Where& where) {
+DType buffer_dtype(const Py_buffer& view, Access access, const Where& where) {
     const char* format = view.format != nullptr ? view.format : "B";
     constexpr char native = PY_LITTLE_ENDIAN ? '<' : '>';
     const char* code = format;
@@ -87,6 +97,11 @@ DType buffer_dtype(const Py_buffer& view, const Where& where) {
     if (std::strcmp(code, "f") == 0 && view.itemsize == 4) return DType::fp32;
     if (std::strcmp(code, "d") == 0 && view.itemsize == 8) return DType::fp64;
     if (std::strcmp(code, "e") == 0 && view.itemsize == 2) return DType::fp16;
+    if (access == Access::write_integers) {
+        if (std::strcmp(code, "b") == 0) return DType::int8;
+        if (std::strcmp(code, "B") == 0) return DType::uint8;
+        if (std::strcmp(code, "h") == 0 && view.itemsize == 2) return DType::int16;
+    }
     refuse_dtype(where, "'" + std::string(format) + "' (a buffer format)");
 }
 
@@ -195,8 +210,8 @@ Array Imports::from_numpy(PyObject* object, Access access, const Where& where) {
     if (!PyArray_CheckExact(object) && nb::hasattr(nb::handle(object), "mask"))
         refuse_type(where, "is a masked array, and a step would ignore the mask; hand in its .data");
     Array out;
-    out.dtype = numpy_dtype(array, where);
-    if (access == Access::write && !PyArray_ISWRITEABLE(array)) refuse_read_only(where);
+    out.dtype = numpy_dtype(array, access, where);
+    if (access != Access::read && !PyArray_ISWRITEABLE(array)) refuse_read_only(where);
     out.data = PyArray_DATA(array);
     out.layout.ndim = PyArray_NDIM(array);
     out.layout.shape = reinterpret_cast<const std::int64_t*>(PyArray_DIMS(array));
@@ -217,7 +232,7 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
             source = source.attr("detach")();
         // Torch also exports a lazily negated view (the imaginary part of a conjugate) without its sign.
         if (nb::hasattr(source, "is_neg") && nb::cast<bool>(nb::bool_(source.attr("is_neg")()))) {
-            if (access == Access::write)
+            if (access != Access::read)
                 refuse_value(where,
                              "is a lazily negated view, which cannot change in place; hand in its resolve_neg()");
             source = source.attr("resolve_neg")();
@@ -259,8 +274,8 @@ Array Imports::from_dlpack(PyObject* object, Access access, const Where& where) 
         refuse_type(where, "(a " + type_name(object) + ") gave something else than a DLPack capsule");
     }
 
-    if (access == Access::write && read_only) refuse_read_only(where);
-    if (access == Access::write && copied)
+    if (access != Access::read && read_only) refuse_read_only(where);
+    if (access != Access::read && copied)
         refuse_value(where, "is exported as a copy, which the step would update in vain");
     const Array out = from_tensor(*tensor, access, where);
     own(capsule.ptr());
@@ -279,14 +294,14 @@ Array Imports::from_tensor(const dlpack::Tensor& tensor, Access access, const Wh
     }
     if (is_on_cuda && tensor.device.id < 0)
         refuse_value(where, "is exported from CUDA device " + std::to_string(tensor.device.id) + ", which is none");
-    if (is_on_cuda && access == Access::write && cuda_library() == nullptr)
+    if (is_on_cuda && access != Access::read && cuda_library() == nullptr)
         throw std::runtime_error(where.text() + " is on a CUDA device, and " + why_cuda_is_off() +
                                  "; or move it to the CPU");
     check_dims(tensor.ndim, where);
     if (tensor.ndim > 0 && tensor.shape == nullptr) refuse_value(where, "is exported without a shape");
 
     Array out;
-    out.dtype = dlpack_dtype(tensor.dtype, where);
+    out.dtype = dlpack_dtype(tensor.dtype, access, where);
     out.layout = {tensor.ndim, tensor.shape, nullptr, size_of(out.dtype)};
     for (int d = 0; d < tensor.ndim; ++d)
         if (tensor.shape[d] < 0) refuse_value(where, "is exported with a negative size");
@@ -353,11 +368,11 @@ Array Imports::from_buffer(PyObject* object, Access access, const Where& where) 
                     "(a " + type_name(object) + ") cannot be read through the buffer protocol: " + reason(error));
     }
     buffers_.push_back(view);
-    if (access == Access::write && view.readonly != 0) refuse_read_only(where);
+    if (access != Access::read && view.readonly != 0) refuse_read_only(where);
     check_dims(view.ndim, where);
 
     Array out;
-    out.dtype = buffer_dtype(view, where);
+    out.dtype = buffer_dtype(view, access, where);
     out.data = view.buf;
     static_assert(sizeof(Py_ssize_t) == sizeof(std::int64_t), "64-bit platforms only");
     // Copied: a Py_buffer may point into itself, and this one moves with its vector.

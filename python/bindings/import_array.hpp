@@ -29,7 +29,7 @@ struct Where {
 
 [[noreturn]] void refuse_value(const Where& where, const std::string& what);
 
-enum class Access { read, write };
+enum class Access { read, write, write_integers };  // the last also takes int8, uint8 and int16
 
 // Borrowed memory of an array.
 struct Array {

@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "call.hpp"
+#include "codes.hpp"
 #include "collect.hpp"
 #include "cuda_library.hpp"
 #include "import_array.hpp"
@@ -19,6 +20,7 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 using radam::Hyperparameters;
+using radam::python::Clip;
 
 namespace {
 
@@ -140,16 +142,43 @@ NB_MODULE(_core, m) {
             "__exit__", [](Turn& turn, nb::handle, nb::handle, nb::handle) { turn.leave(); }, "type"_a.none(),
             "value"_a.none(), "traceback"_a.none());
 
+    nb::class_<Clip>(m, "Clip")
+        .def(
+            "__init__",
+            [](Clip* clip, const std::string& kind, double most, nb::object reduce) {
+                if (kind != "norm" && kind != "tensor" && kind != "value")
+                    throw nb::value_error(("kind must be 'norm', 'tensor' or 'value', got '" + kind + "'").c_str());
+                if (!(most >= 0.0)) throw nb::value_error("most must be a number, at least 0");
+                new (clip) Clip{kind == "norm"     ? Clip::Kind::norm
+                                : kind == "tensor" ? Clip::Kind::tensor
+                                                   : Clip::Kind::value,
+                                most, std::move(reduce), nb::none(), std::nullopt};
+            },
+            "kind"_a, "most"_a, "reduce"_a = nb::none(),
+            nb::sig("def __init__(self, kind: str, most: float, "
+                    "reduce: collections.abc.Callable[[list[float]], float] | None = None) -> None"),
+            "How gradients are clipped: by the norm of all of them, of each tensor, or by value.")
+        .def_rw("reduce", &Clip::reduce, nb::arg().none(), nb::for_getter(nb::sig("def reduce(self) -> typing.Any")),
+                nb::for_setter(nb::sig("def reduce(self, value: typing.Any, /) -> None")))
+        .def_rw("norms", &Clip::norms, nb::arg().none(), nb::for_getter(nb::sig("def norms(self) -> typing.Any")),
+                nb::for_setter(nb::sig("def norms(self, value: typing.Any, /) -> None")))
+        .def_ro("norm", &Clip::norm, "The norm of all gradients before clipping; None before the first step.");
+
+    m.def("encode_blocks", &radam::python::encode_blocks, "values"_a, "codes"_a, "scales"_a,
+          "Code float32 moments in 8 bits, to nearest: int8 codes are exp_avg's, uint8 ones exp_avg_sq's.");
+    m.def("decode_blocks", &radam::python::decode_blocks, "codes"_a, "scales"_a, "values"_a,
+          "The float32 moments that codes stand for; encoded again, they give the same codes and scales.");
     m.def("forget_steps", &radam::python::forget_steps, "In a forked child: the steps of other threads are not there.");
     m.def("end_steps", &radam::python::end_steps, "Wait for steps in other threads; later ones keep the GIL.");
     m.def("step", &radam::python::step, "groups"_a, "nonfinite"_a, "commit"_a = nb::none(), "amp"_a = nb::none(),
+          "clip"_a = nb::none(),
           nb::sig("def step(groups: tuple[tuple[object, ...], ...], nonfinite: str, "
                   "commit: collections.abc.Callable[[], object] | None = None, "
-                  "amp: dict[int, tuple[object, object, object]] | None = None) -> bool"),
+                  "amp: dict[int, tuple[object, object, object]] | None = None, clip: Clip | None = None) -> bool"),
           "Check all groups, then step them; see step.hpp.");
     m.def("collect", &radam::python::collect, "params"_a, "state"_a, "keys"_a,
-          nb::sig("def collect(params: collections.abc.Iterable[typing.Any], state: typing.Any, keys: tuple[str, ...]) "
-                  "-> tuple[typing.Any, ...]"),
+          nb::sig("def collect(params: collections.abc.Iterable[typing.Any], state: typing.Any, "
+                  "keys: tuple[str | tuple[str | None, ...], ...]) -> tuple[typing.Any, ...]"),
           "The gradients and states of parameters; see collect.hpp.");
     m.def("check_params", &radam::python::check_params, "groups"_a,
           nb::sig("def check_params(groups: tuple[tuple[object, ...], ...]) -> None"),

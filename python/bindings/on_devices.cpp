@@ -65,6 +65,24 @@ std::optional<std::size_t> OnDevices::first_nonfinite() const {
     return first;
 }
 
+void OnDevices::sums_of_squares(double* sums) const {
+    const std::vector<cuda::Work> all = works();
+    std::vector<double> found;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        cuda::Failure failure;
+        found.resize(all[i].size);
+        check(cuda_library()->sums_of_squares(all[i], found.data(), &failure), failure);
+        for (std::size_t k = 0; k < found.size(); ++k) sums[devices_[i].indices[k]] = found[k];
+    }
+}
+
+void OnDevices::clip_alone(cuda::Clip clip, double most, const cuda::Number& norm) noexcept {
+    cuda::Work& work = devices_.front().work;
+    work.clip = clip;
+    work.most = most;
+    work.norm = norm;
+}
+
 bool OnDevices::start(cuda::Failure* failure) const noexcept {
     const std::vector<cuda::Work> all = works();
     return cuda_library()->step(all.data(), all.size(), failure);

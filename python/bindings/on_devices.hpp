@@ -43,6 +43,18 @@ public:
     bool can_skip_alone() const noexcept { return devices_.size() == 1; }
     void skip_alone() noexcept { devices_.front().work.skip_nonfinite = true; }
 
+    // The sum of squares of each parameter's gradient, at its place among all.
+    void sums_of_squares(double* sums) const;
+    // Leave the clipping to the device: for one device that has all parameters.
+    void clip_alone(cuda::Clip clip, double most, const cuda::Number& norm) noexcept;
+
+    // Calls f(work, slot, place among all) for every parameter.
+    template <class F>
+    void for_each(F f) {
+        for (OnOne& one : devices_)
+            for (std::size_t i = 0; i < one.slots.size(); ++i) f(one.work, one.slots[i], one.indices[i]);
+    }
+
     // Starts the step on all devices. Does not wait for it, and does not need the GIL.
     bool start(cuda::Failure* failure) const noexcept;
 

@@ -21,7 +21,7 @@ void Call::check_overlaps() {
         intervals_.swap(merged_);
     }
 
-    const auto layout = [&](const Interval& i) -> const Layout& { return entries_[i.entry].arrays[i.role].layout; };
+    const auto layout = [&](const Interval& i) -> const Layout& { return entries_[i.entry].at(i.role).layout; };
     const auto text = [&](const Interval& i) { return where(i.role, entries_[i.entry]).text(); };
     const auto clash = [&](const Interval& a, const Interval& b) {
         throw nb::value_error((text(a) + " and " + text(b) +

@@ -40,20 +40,40 @@ private:
 
 }  // namespace
 
-bool step(const nb::tuple& groups, const std::string& nonfinite, nb::handle commit, nb::handle amp) {
+bool step(const nb::tuple& groups, const std::string& nonfinite, nb::handle commit, nb::handle amp, Clip* clip) {
     if (nonfinite != "propagate" && nonfinite != "skip" && nonfinite != "raise")
         throw nb::value_error(("nonfinite must be 'propagate', 'skip' or 'raise', got '" + nonfinite + "'").c_str());
     const DefaultFloatMode mode;
     CallInUse call;
     call->add_amp(amp);
+    call->add_clip(clip);
+    if (clip != nullptr) clip->norm.reset();
     for (std::size_t i = 0; i < groups.size(); ++i) call->add_group(i, nb::cast<nb::tuple>(groups[i]));
     call->check_overlaps();
     std::optional<std::size_t> bad;
     call->check_capture();
+    call->prepare_clip();
+    const bool looks = nonfinite != "propagate";
     {
         const Unlocked unlocked;
         call->prepare();
-        if (nonfinite != "propagate") bad = call->first_nonfinite(nonfinite == "raise");
+        if (call->clips())
+            call->add_up();
+        else if (looks)
+            bad = call->first_nonfinite(nonfinite == "raise");
+    }
+    if (call->clips() && !call->clip(*clip) && looks) {
+        {
+            const Unlocked unlocked;
+            bad = call->first_nonfinite(nonfinite == "raise");
+        }
+        if (!bad && !clip->reduce.is_none()) {  // in another process
+            if (nonfinite == "skip") return false;
+            PyErr_SetString(PyExc_FloatingPointError,
+                            "a gradient on another process holds an inf or a NaN; nothing was changed "
+                            "(nonfinite='raise')");
+            throw nb::python_error();
+        }
     }
     if (bad) {
         if (nonfinite == "raise") call->refuse_nonfinite(*bad);

@@ -30,16 +30,22 @@ struct DeviceSlot {
     Number count;  // the step adds one, also where slot.step is given
 };
 
+// Gradients are made smaller where the norm of all of a work's, or of each tensor's, is above a number.
+enum class Clip : std::uint8_t { none, all, each };
+
 // Everything that one device does in a step.
 struct Work {
     int device = 0;
     void* stream = nullptr;  // a cudaStream_t
     const DeviceSlot* slots = nullptr;
     std::size_t size = 0;
-    Number grad_scale;            // gradients are divided by it; only where the device schedules
+    Number grad_scale;            // gradients are divided by it too; only where the device schedules
     Number found_inf;             // where it is not zero, the step changes nothing
     Number skipped;               // but adds one to this
     bool skip_nonfinite = false;  // look at the gradients first: an inf or a NaN does the same
+    Clip clip = Clip::none;       // by the norm of gradients times their scale, with clip_factor of norm.hpp
+    double most = 0.0;
+    Number norm;  // fp64: the norm of all of the work's gradients is written there, where anything is clipped
 };
 
 // A strided array in a device's memory and a buffer that holds its elements without gaps, in the order of these
@@ -75,6 +81,8 @@ struct Library {
     bool (*step)(const Work* works, std::size_t size, Failure*) noexcept;
     // The index of the first slot whose gradient holds an inf or a NaN, or size. Waits for the stream.
     bool (*first_nonfinite)(const Work& work, std::size_t* out, Failure*) noexcept;
+    // The sum of squares of each slot's gradient, as norm.hpp adds them. Waits for the stream.
+    bool (*sums_of_squares)(const Work& work, double* sums, Failure*) noexcept;
     // Moves what a step does and computes nothing: the limit that benchmarks compare with. Garbles the buffers.
     bool (*limit)(const Work& work, Failure*) noexcept;
     // Memory in the order of the stream.
@@ -91,7 +99,7 @@ struct Library {
 
 // Who finds another number in the library must not call it. The first term changes with what the sizes do not show.
 constexpr int interface_version =
-    1 + 100 * static_cast<int>(sizeof(Library) + sizeof(Work) + sizeof(DeviceSlot) + sizeof(Schedule) + sizeof(Copy) +
+    2 + 100 * static_cast<int>(sizeof(Library) + sizeof(Work) + sizeof(DeviceSlot) + sizeof(Schedule) + sizeof(Copy) +
                                sizeof(ScheduledStep) + sizeof(Failure) + sizeof(Device));
 
 }  // namespace radam::cuda

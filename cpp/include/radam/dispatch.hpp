@@ -31,6 +31,11 @@ void step(const Slot* slots, std::size_t count) noexcept;
 // The index of the first slot whose gradient holds an inf or a NaN; count where all are finite.
 std::size_t first_nonfinite(const Slot* slots, std::size_t count) noexcept;
 
+// The sum of squares of each slot's gradient, as norm.hpp adds them. chunks: room for square_chunks(slots, count)
+// numbers.
+std::size_t square_chunks(const Slot* slots, std::size_t count) noexcept;
+void sums_of_squares(const Slot* slots, std::size_t count, double* chunks, double* sums) noexcept;
+
 // Reads and writes what step does and computes nothing: the limit that benchmarks compare with.
 // Moves the contents of the buffers about; slots need a step for their form.
 void limit(const Slot* slots, std::size_t count) noexcept;

@@ -1,4 +1,5 @@
 // How a number is stored: fp64, fp32, bf16, fp16; their conversions, round to nearest even; the one switch over them.
+// The integers are what codes and remainders are stored as: see codec.hpp.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,14 @@
 
 namespace radam {
 
-enum class DType : std::uint8_t { fp64, fp32, bf16, fp16 };
+enum class DType : std::uint8_t { fp64, fp32, bf16, fp16, int8, uint8, int16 };
+
+// How moments are stored: fp32 (fp64 for fp64), bf16, or coded in 8 bits.
+enum class Moments : std::uint8_t { full, bf16, coded };
+
+// What becomes of a weight: the parameter is all there is, or a 16-bit parameter is rounded at random, or holds the
+// upper half of an fp32 weight (bf16), or is the rounding of one (fp16).
+enum class Weights : std::uint8_t { plain, stochastic, split, master };
 
 struct bf16 {
     std::uint16_t bits;
@@ -19,7 +27,7 @@ struct fp16 {
 };
 
 RADAM_INLINE constexpr int size_of(DType dtype) noexcept {
-    return dtype == DType::fp64 ? 8 : dtype == DType::fp32 ? 4 : 2;
+    return dtype == DType::fp64 ? 8 : dtype == DType::fp32 ? 4 : dtype == DType::int8 || dtype == DType::uint8 ? 1 : 2;
 }
 
 constexpr const char* name_of(DType dtype) noexcept {
@@ -28,12 +36,19 @@ constexpr const char* name_of(DType dtype) noexcept {
         case DType::fp32: return "float32";
         case DType::bf16: return "bfloat16";
         case DType::fp16: return "float16";
+        case DType::int8: return "int8";
+        case DType::uint8: return "uint8";
+        case DType::int16: return "int16";
     }
     return "";
 }
 
+RADAM_INLINE constexpr bool is_float(DType dtype) noexcept { return dtype <= DType::fp16; }
+
 // fp64 goes with fp64 only; the others in any pair, computed in fp32 with fp32 moments.
-constexpr bool is_pair(DType param, DType grad) noexcept { return (param == DType::fp64) == (grad == DType::fp64); }
+constexpr bool is_pair(DType param, DType grad) noexcept {
+    return is_float(param) && is_float(grad) && (param == DType::fp64) == (grad == DType::fp64);
+}
 RADAM_INLINE constexpr DType moment_dtype(DType param) noexcept {
     return param == DType::fp64 ? DType::fp64 : DType::fp32;
 }

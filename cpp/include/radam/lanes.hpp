@@ -15,6 +15,17 @@
 #include <xsimd/xsimd.hpp>
 #endif
 
+// The iterations of the next loop, over vectors or single lanes, do not depend on each other: no two buffers overlap.
+#if defined(__clang__)
+#define RADAM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define RADAM_INDEPENDENT _Pragma("GCC ivdep")
+#elif defined(_MSC_VER)
+#define RADAM_INDEPENDENT __pragma(loop(ivdep))
+#else
+#define RADAM_INDEPENDENT
+#endif
+
 namespace radam {
 
 // T in every lane of an instruction set's register. Isa says how to fuse, divide, root and choose, each exactly
@@ -34,10 +45,12 @@ struct Vector {
 
     RADAM_INLINE friend Vector operator+(const Vector& a, const Vector& b) noexcept { return of(a.x + b.x); }
     RADAM_INLINE friend Vector operator*(const Vector& a, const Vector& b) noexcept { return of(a.x * b.x); }
+    RADAM_INLINE friend Vector operator-(const Vector& a, const Vector& b) noexcept { return of(a.x - b.x); }
     RADAM_INLINE friend Vector operator/(const Vector& a, const Vector& b) noexcept {
         return of(Isa::divide(a.x, b.x));
     }
     RADAM_INLINE friend auto operator<(const Vector& a, const Vector& b) noexcept { return a.x < b.x; }
+    RADAM_INLINE friend auto operator==(const Vector& a, const Vector& b) noexcept { return a.x == b.x; }
     RADAM_INLINE friend auto operator>=(const Vector& a, const Vector& b) noexcept { return a.x >= b.x; }
     RADAM_INLINE friend Vector fma(const Vector& a, const Vector& b, const Vector& c) noexcept {
         return of(Isa::fma(a.x, b.x, c.x));
@@ -48,7 +61,28 @@ struct Vector {
     RADAM_INLINE friend Vector select(const Mask& which, const Vector& yes, const Vector& no) noexcept {
         return of(Isa::select(which, yes.x, no.x));
     }
+
+    // Of unsigned integers.
+    RADAM_INLINE friend Vector operator&(const Vector& a, const Vector& b) noexcept { return of(a.x & b.x); }
+    RADAM_INLINE friend Vector operator|(const Vector& a, const Vector& b) noexcept { return of(a.x | b.x); }
+    RADAM_INLINE friend Vector operator^(const Vector& a, const Vector& b) noexcept { return of(a.x ^ b.x); }
+    RADAM_INLINE friend Vector operator>>(const Vector& a, int by) noexcept { return of(a.x >> by); }
+    RADAM_INLINE friend Vector operator<<(const Vector& a, int by) noexcept { return of(a.x << by); }
+    RADAM_INLINE friend Vector lesser(const Vector& a, const Vector& b) noexcept { return of(Isa::lesser(a.x, b.x)); }
+    RADAM_INLINE friend Vector greater(const Vector& a, const Vector& b) noexcept { return of(Isa::greater(a.x, b.x)); }
 };
+
+// The bits of floats, lane by lane, and back.
+template <class Isa>
+using BitVector = Vector<Isa, std::uint32_t>;
+template <class Isa>
+RADAM_INLINE BitVector<Isa> bits_of(const Vector<Isa, float>& x) noexcept {
+    return BitVector<Isa>::of(Isa::bits_of(x.x));
+}
+template <class Isa>
+RADAM_INLINE Vector<Isa, float> number_of(const BitVector<Isa>& bits) noexcept {
+    return Vector<Isa, float>::of(Isa::number_of(bits.x));
+}
 
 namespace detail {
 #if defined(__FMA__) || defined(__aarch64__) || defined(_M_ARM64) || defined(__CUDACC__)
@@ -89,6 +123,22 @@ struct XsimdArithmetic {
     template <class M, class B>
     RADAM_INLINE static B select(const M& which, const B& yes, const B& no) noexcept {
         return xsimd::select(which, yes, no);
+    }
+    template <class B>
+    RADAM_INLINE static auto bits_of(const B& x) noexcept {
+        return xsimd::bitwise_cast<std::uint32_t>(x);
+    }
+    template <class B>
+    RADAM_INLINE static auto number_of(const B& bits) noexcept {
+        return xsimd::bitwise_cast<float>(bits);
+    }
+    template <class B>
+    RADAM_INLINE static B lesser(const B& a, const B& b) noexcept {
+        return xsimd::min(a, b);
+    }
+    template <class B>
+    RADAM_INLINE static B greater(const B& a, const B& b) noexcept {
+        return xsimd::max(a, b);
     }
 };
 
@@ -148,6 +198,19 @@ struct portable {
     RADAM_INLINE static float widen(const Storage* from) noexcept {
         return to_float(Storage{get(&from->bits)});
     }
+    RADAM_INLINE static std::uint32_t bits_of(float x) noexcept { return bit_cast<std::uint32_t>(x); }
+    RADAM_INLINE static float number_of(std::uint32_t bits) noexcept { return bit_cast<float>(bits); }
+    RADAM_INLINE static std::uint32_t lesser(std::uint32_t a, std::uint32_t b) noexcept { return a < b ? a : b; }
+    RADAM_INLINE static std::uint32_t greater(std::uint32_t a, std::uint32_t b) noexcept { return a > b ? a : b; }
+    template <class Word>
+    RADAM_INLINE static std::uint32_t widen_bits(const Word* from) noexcept {
+        return static_cast<std::uint32_t>(get(from));  // with the sign, where it has one
+    }
+    template <class Word>
+    RADAM_INLINE static void narrow_bits(Word* to, std::uint32_t bits) noexcept {
+        put(to, static_cast<Word>(bits));
+    }
+
     RADAM_INLINE static void narrow(bf16* to, float x) noexcept { put(&to->bits, to_bf16(x).bits); }
     RADAM_INLINE static void narrow(fp16* to, float x) noexcept { put(&to->bits, to_fp16(x).bits); }
 
@@ -209,6 +272,27 @@ struct avx2 : detail::XsimdArithmeticX86 {
     RADAM_INLINE static void narrow(fp16* to, native<float> x) noexcept {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
     }
+
+    RADAM_INLINE static native<std::uint32_t> widen_bits(const std::uint8_t* from) noexcept {
+        return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    }
+    RADAM_INLINE static native<std::uint32_t> widen_bits(const std::uint16_t* from) noexcept {
+        return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    RADAM_INLINE static native<std::uint32_t> widen_bits(const std::int16_t* from) noexcept {
+        return _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    RADAM_INLINE static void narrow_bits(std::uint8_t* to, native<std::uint32_t> bits) noexcept {
+        const __m256i low = _mm256_and_si256(bits, _mm256_set1_epi32(0xff));
+        const __m256i words = _mm256_packus_epi32(low, low), bytes = _mm256_packus_epi16(words, words);
+        const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(to), both);
+    }
+    RADAM_INLINE static void narrow_bits(std::uint16_t* to, native<std::uint32_t> bits) noexcept {
+        const __m256i low = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff));
+        const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0x08);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(words));
+    }
 };
 #endif
 
@@ -241,6 +325,22 @@ struct avx512 : detail::XsimdArithmeticX86 {
     }
     RADAM_INLINE static void narrow(fp16* to, native<float> x) noexcept {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    }
+
+    RADAM_INLINE static native<std::uint32_t> widen_bits(const std::uint8_t* from) noexcept {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    RADAM_INLINE static native<std::uint32_t> widen_bits(const std::uint16_t* from) noexcept {
+        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+    RADAM_INLINE static native<std::uint32_t> widen_bits(const std::int16_t* from) noexcept {
+        return _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+    RADAM_INLINE static void narrow_bits(std::uint8_t* to, native<std::uint32_t> bits) noexcept {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(bits));
+    }
+    RADAM_INLINE static void narrow_bits(std::uint16_t* to, native<std::uint32_t> bits) noexcept {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(bits));
     }
 };
 #endif
@@ -285,6 +385,31 @@ struct neon : detail::XsimdArithmetic {
         const float32x4_t lanes = x;
         const float16x4_t halves = vcvt_f16_f32(lanes);
         std::memcpy(to, &halves, 8);
+    }
+
+    RADAM_INLINE static native<std::uint32_t> widen_bits(const std::uint8_t* from) noexcept {
+        std::uint32_t bytes;
+        std::memcpy(&bytes, from, 4);
+        return vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(bytes))));
+    }
+    RADAM_INLINE static native<std::uint32_t> widen_bits(const std::uint16_t* from) noexcept {
+        std::uint64_t words;
+        std::memcpy(&words, from, 8);
+        return vmovl_u16(vcreate_u16(words));
+    }
+    RADAM_INLINE static native<std::uint32_t> widen_bits(const std::int16_t* from) noexcept {
+        std::uint64_t words;
+        std::memcpy(&words, from, 8);
+        return vreinterpretq_u32_s32(vmovl_s16(vreinterpret_s16_u16(vcreate_u16(words))));
+    }
+    RADAM_INLINE static void narrow_bits(std::uint8_t* to, native<std::uint32_t> bits) noexcept {
+        const uint16x4_t words = vmovn_u32(bits);
+        const uint8x8_t bytes = vmovn_u16(vcombine_u16(words, words));
+        std::memcpy(to, &bytes, 4);
+    }
+    RADAM_INLINE static void narrow_bits(std::uint16_t* to, native<std::uint32_t> bits) noexcept {
+        const uint16x4_t words = vmovn_u32(bits);
+        std::memcpy(to, &words, 8);
     }
 };
 #endif

@@ -94,8 +94,10 @@ RADAM_INLINE double rectification(double rho_t, double rho_inf) noexcept {
 
 // One step of one group as the sweep needs it: the form of the law and its numbers for fp64 and for fp32.
 struct ScheduledStep {
+    std::int64_t t = 0;
     Mode mode = Mode::moments_only;
     bool coupled = false, amsgrad = false, nesterov = false;
+    static constexpr bool flushes = true;
     Coefficients<double> f64;
     Coefficients<float> f32;
 };
@@ -147,6 +149,7 @@ RADAM_INLINE ScheduledStep schedule(const Hyperparameters& h, std::int64_t t) no
     const double rho_t = rho(sums2);
 
     ScheduledStep step;
+    step.t = t;
     if (!h.rectify || is_rectified(h, rho_t))
         step.mode = Mode::rectified;
     else
@@ -179,6 +182,12 @@ RADAM_INLINE ScheduledStep schedule(const Hyperparameters& h, std::int64_t t) no
     c.v_floor = (c.eps_root == 0.0 && c.eps >= 0x1p-458) || c.eps_root >= 0x1p-969 ? 0x1p-1022 : 0.0;
     step.f32 = round_to_float(c);
     return step;
+}
+
+// The same step of gradients that are this many times as large.
+RADAM_INLINE void scale_gradients(ScheduledStep& step, double factor) noexcept {
+    step.f64.grad_scale = step.f64.grad_scale * factor;
+    step.f32.grad_scale = static_cast<float>(step.f64.grad_scale);
 }
 
 namespace detail {

@@ -1,19 +1,8 @@
 // The loops over one tile (elements begin to end of one slot) on one instruction set.
 #pragma once
 
-#include "lanes.hpp"
-#include "slot.hpp"
-
-// The iterations of the next loop, over single lanes, do not depend on each other: no two buffers of a slot overlap.
-#if defined(__clang__)
-#define RADAM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
-#define RADAM_INDEPENDENT _Pragma("GCC ivdep")
-#elif defined(_MSC_VER)
-#define RADAM_INDEPENDENT __pragma(loop(ivdep))
-#else
-#define RADAM_INDEPENDENT
-#endif
+#include "norm.hpp"
+#include "staged.hpp"
 
 namespace radam {
 
@@ -124,6 +113,7 @@ void sweep_form(const Tile& tile) noexcept {
 // One step of the law over a tile.
 template <class Isa>
 void sweep(const Tile& tile) noexcept {
+    if (is_staged(*tile.slot)) return sweep_staged<Isa>(tile);
     visit_pair(tile.slot->param_dtype, tile.slot->grad_dtype, [&](auto p, auto g) noexcept {
         using Param = typename decltype(p)::type;
         using Grad = typename decltype(g)::type;
@@ -154,9 +144,73 @@ bool sweep_finite(const Tile& tile) noexcept {
     return finite;
 }
 
+namespace detail {
+
+// Adds the squares of a whole row, one element for each accumulator.
+template <class Isa, class Grad>
+RADAM_INLINE void add_row(const Grad* from, double* sums) noexcept {
+    if constexpr (std::is_same_v<Grad, double>) {
+        for (int i = 0; i < norm_accumulators; ++i) {
+            const double x = isa::portable::get(from + i);
+            sums[i] = fma(x, x, sums[i]);
+        }
+    } else {
+        float wide[norm_accumulators];
+        for (std::int64_t i = 0; i < norm_accumulators; i += lanes<Isa, float>())
+            store<Isa>(wide + i, load<Isa>(from + i));
+        for (int i = 0; i < norm_accumulators; ++i) {  // the square is exact, so that fused or not is one
+            const double x = static_cast<double>(wide[i]);
+            sums[i] = sums[i] + x * x;
+        }
+    }
+}
+
+// Adds n elements, whole rows but for the last one.
+template <class Isa, class Grad>
+void add_rows(const Grad* from, std::int64_t n, double* sums) noexcept {
+    double here[norm_accumulators];
+    std::memcpy(here, sums, sizeof here);
+    std::int64_t i = 0;
+    for (; i + norm_accumulators <= n; i += norm_accumulators) add_row<Isa>(from + i, here);
+    if (i < n) {
+        Grad padded[norm_accumulators] = {};
+        std::memcpy(padded, from + i, static_cast<std::size_t>(n - i) * sizeof(Grad));
+        add_row<Isa>(padded, here);
+    }
+    std::memcpy(sums, here, sizeof here);
+}
+
+// So many chunks are read side by side, a few rows of each in turn: one stream alone gets half of what memory gives.
+constexpr std::int64_t norm_streams = 2, norm_turn = 16 * norm_accumulators;
+
+}  // namespace detail
+
+// The sums of the chunks of a tile that begins at one: *sums is that of its first.
+template <class Isa>
+void sweep_squares(const Tile& tile, double* sums) noexcept {
+    visit_pair(tile.slot->param_dtype, tile.slot->grad_dtype, [&](auto, auto g) noexcept {
+        using Grad = typename decltype(g)::type;
+        const Grad* const grad = static_cast<const Grad*>(tile.slot->grad);
+        constexpr std::int64_t streams = detail::norm_streams, turn = detail::norm_turn;
+        double* to = sums;
+        for (std::int64_t i = tile.begin; i < tile.end;) {
+            double added[streams][norm_accumulators] = {};
+            const std::int64_t left = tile.end - i, together = left >= streams * norm_chunk ? streams : 1;
+            const std::int64_t size = left < norm_chunk ? left : norm_chunk;
+            for (std::int64_t at = 0; at < size; at += turn)
+                for (std::int64_t k = 0; k < together; ++k)
+                    detail::add_rows<Isa>(grad + i + k * norm_chunk + at, size - at < turn ? size - at : turn,
+                                          added[k]);
+            for (std::int64_t k = 0; k < together; ++k) *to++ = add_halves(added[k]);
+            i += together * norm_chunk;
+        }
+    });
+}
+
 // The limit that a step is measured against: the same streams read and written, nothing computed.
 template <class Isa>
 void sweep_limit(const Tile& tile) noexcept {
+    if (is_staged(*tile.slot)) return limit_staged<Isa>(tile);
     visit_pair(tile.slot->param_dtype, tile.slot->grad_dtype, [&](auto p, auto g) noexcept {
         using Param = typename decltype(p)::type;
         using Grad = typename decltype(g)::type;

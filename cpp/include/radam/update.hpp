@@ -28,6 +28,13 @@ struct Form {
     static constexpr bool coupled = coupled_;
     static constexpr bool amsgrad = amsgrad_;
     static constexpr bool nesterov = nesterov_;
+    static constexpr bool flushes = true;  // moments below the smallest normal number become zero
+};
+
+// The same where the moments are coded: no code stands for numbers so small.
+template <class F>
+struct WithoutFlush : F {
+    static constexpr bool flushes = false;
 };
 
 // Everything that depends on the step number or the hyperparameters. V is double as scheduled,
@@ -80,8 +87,10 @@ RADAM_INLINE void update(const F& form, V& p, V g, V& m, V& v, V& v_max, const C
 
     m = fma(c.beta1, m, fma(c.beta1_low, m, c.one_minus_beta1 * g));
     v = fma(c.beta2, v, fma(c.beta2_low, v, (c.one_minus_beta2 * g) * g));
-    m = select(abs(m) < c.m_floor, V(0), m);
-    v = select(v < c.v_floor, V(0), v);
+    if (form.flushes) {
+        m = select(abs(m) < c.m_floor, V(0), m);
+        v = select(v < c.v_floor, V(0), v);
+    }
     if (form.amsgrad) v_max = select(v_max >= v, v_max, v);
 
     if (form.mode != Mode::moments_only) {

@@ -1,0 +1,94 @@
+#include "codes.hpp"
+
+#include <radam/codec.hpp>
+#include <radam/float_mode.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+
+#include "import_array.hpp"
+
+namespace nb = nanobind;
+
+namespace radam::python {
+namespace {
+
+class Blocks {
+public:
+    Blocks(nb::handle values, nb::handle codes, nb::handle scales) {
+        const Array v = array(values, "values"), c = array(codes, "codes"), s = array(scales, "scales");
+        size_ = element_count(v.layout);
+        const bool fits = v.dtype == DType::fp32 && s.dtype == DType::fp32 && element_count(c.layout) == size_ &&
+                          element_count(s.layout) == blocks_of(size_) &&
+                          (c.dtype == DType::int8 || c.dtype == DType::uint8);
+        if (!fits)
+            throw nb::value_error(
+                "values and scales must be float32, codes int8 or uint8, as many as values, and scales one for each "
+                "128 of them");
+        squared_ = c.dtype == DType::uint8;
+        values_ = static_cast<float*>(v.data);
+        codes_ = static_cast<std::uint8_t*>(c.data);
+        scales_ = static_cast<float*>(s.data);
+    }
+
+    void encode() const {
+        const DefaultFloatMode mode;
+        for_each_block([&](float* values, std::uint8_t* codes, float* scale, std::int64_t n) {
+            std::uint32_t most = 0;
+            for (std::int64_t i = 0; i < n; ++i)
+                if (!is_lost(values[i], 0.0f)) most = greater(most, magnitude_bits(values[i]));
+            *scale = scale_of(most);
+            const float inverse = squared_ ? SquareCode::inverse(*scale) : SignedCode::inverse(*scale);
+            for (std::int64_t i = 0; i < n; ++i)
+                codes[i] = static_cast<std::uint8_t>(squared_ ? encode_square(values[i], inverse, half_code)
+                                                     : is_lost(values[i], 0.0f)
+                                                         ? 0u
+                                                         : encode_signed(values[i], inverse, half_code));
+        });
+    }
+
+    void decode() const {
+        const DefaultFloatMode mode;
+        for_each_block([&](float* values, std::uint8_t* codes, const float* scale, std::int64_t n) {
+            const float unit = squared_ ? SquareCode::unit(*scale) : SignedCode::unit(*scale);
+            for (std::int64_t i = 0; i < n; ++i) {
+                const std::uint32_t code = codes[i];
+                values[i] =
+                    squared_ ? decode_square(code, unit, -2.0f * unit) : decode_signed(code, unit, -2.0f * unit);
+                // Exactly: so that, encoded again, it gives this scale.
+                if ((squared_ ? code : code & 0x7fu) == (squared_ ? SquareCode::last : SignedCode::last))
+                    values[i] = squared_ || (code & 0x80u) == 0 ? *scale : -*scale;
+            }
+        });
+    }
+
+private:
+    Array array(nb::handle object, const char* name) {
+        const Array found = imports_.add(object.ptr(), Access::write_integers, {name, 0, 0});
+        if (found.layout.ndim != 1 || found.layout.strides != nullptr || found.device != Array::on_cpu)
+            throw nb::value_error(
+                (std::string(name) + " must have one dimension and no gaps, and lie on the CPU").c_str());
+        return found;
+    }
+
+    template <class F>
+    void for_each_block(F f) const {
+        for (std::int64_t i = 0; i < size_; i += block_size)
+            f(values_ + i, codes_ + i, scales_ + i / block_size, std::min(block_size, size_ - i));
+    }
+
+    Imports imports_;
+    std::int64_t size_ = 0;
+    bool squared_ = false;
+    float* values_ = nullptr;
+    std::uint8_t* codes_ = nullptr;
+    float* scales_ = nullptr;
+};
+
+}  // namespace
+
+void encode_blocks(nb::handle values, nb::handle codes, nb::handle scales) { Blocks(values, codes, scales).encode(); }
+void decode_blocks(nb::handle codes, nb::handle scales, nb::handle values) { Blocks(values, codes, scales).decode(); }
+
+}  // namespace radam::python
