@@ -232,7 +232,7 @@ MALFORMED: dict[str, tuple[Any, str]] = {
         f"step {s!r}": (having(s, "state", 1, "step"), r"state\[1\]\['step'\]")
         for s in (-1, 0, 2**62 + 1, 2**70, 1.0, "1", None, True, float("nan"), [1])
     },
-    **{f"version {v!r}": (having(v, "version"), "version") for v in (0, 2, "1", None, True)},
+    **{f"version {v!r}": (having(v, "version"), "version") for v in (0, 3, "1", None, True)},
     **{
         f"shape of {key}": (having(lambda a: a[:-1], "state", 0, key), rf"state\[0\]\['{key}'\] has shape")
         for key in STATE_KEYS[1:]

@@ -164,9 +164,9 @@ def test_a_file_with_a_stray_tensor_is_a_value_error(key: str, tmp_path: Path) -
     save_file({**load_file(tmp_path / "s"), key: np.ones(2)}, tmp_path / "t", metadata=metadata)
     refused(tmp_path / "t")
     header = json.loads(metadata["radam"])
-    header["version"] = 2
+    header["version"] = 3
     save_file(load_file(tmp_path / "s"), tmp_path / "u", metadata={"radam": json.dumps(header)})
-    refused(tmp_path / "u", words="version 2")
+    refused(tmp_path / "u", words="version 3")
 
 
 def test_a_missing_file_is_a_file_not_found_error(tmp_path: Path) -> None:

@@ -11,16 +11,19 @@ array([0.9, 0.9, 0.9], dtype=float32)
 from ._info import __version__, show_config
 from ._step import get_num_threads, isas, set_num_threads
 from .conventions import CONVENTIONS, Convention, rectification
+from .memory import Memory, memory
 from .optimizer import Adam, RAdam
 
 __all__ = [
     "CONVENTIONS",
     "Adam",
     "Convention",
+    "Memory",
     "RAdam",
     "__version__",
     "get_num_threads",
     "isas",
+    "memory",
     "rectification",
     "set_num_threads",
     "show_config",

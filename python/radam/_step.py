@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ._core import (
+    Clip,
     CudaError,
     Hyperparameters,
     Turn,
@@ -14,7 +15,9 @@ from ._core import (
     coefficients,
     collect,
     cuda_devices,
+    decode_blocks,
     describe,
+    encode_blocks,
     end_steps,
     forget_steps,
     isa,
@@ -31,6 +34,7 @@ from ._core import set_num_threads as _set_num_threads
 from ._core import version as __version__
 
 __all__ = [
+    "Clip",
     "CudaError",
     "Hyperparameters",
     "Turn",
@@ -39,7 +43,9 @@ __all__ = [
     "coefficients",
     "collect",
     "cuda_devices",
+    "decode_blocks",
     "describe",
+    "encode_blocks",
     "get_num_threads",
     "isa",
     "isas",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ._step import describe
+from .precision import Precision, as_float32, bfloat16
 
 Array = Any  # of any library
 HostArray = np.ndarray[Any, Any]
@@ -28,6 +30,9 @@ def cuda_device(thing: Any) -> int | None:
 
 class Library(Protocol):
     """What a state needs of the library that its arrays are of."""
+
+    def dtype(self, name: str) -> Any:
+        """Return its dtype of this name; TypeError or ImportError where it has none."""
 
     def zeros(self, shape: Sequence[int], dtype: str, beside: Array) -> Array:
         """Return zeros on the device of another array."""
@@ -49,8 +54,11 @@ class Library(Protocol):
 
 
 class _NumPy:
+    def dtype(self, name: str) -> Any:
+        return bfloat16() if name == "bfloat16" else np.dtype(name)
+
     def zeros(self, shape: Sequence[int], dtype: str, beside: Array) -> Array:
-        return np.zeros(shape, dtype)
+        return np.zeros(shape, self.dtype(dtype))
 
     def permuted(self, array: Array, axes: Sequence[int]) -> Array:
         return array.transpose(tuple(axes))
@@ -74,9 +82,18 @@ class _CuPy:
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
 
+    def dtype(self, name: str) -> Any:
+        found = NUMPY.dtype(name)
+        if name == "bfloat16":
+            try:
+                self._cupy.zeros((), found)
+            except (TypeError, ValueError, KeyError):  # older ones know only NumPy's own
+                raise TypeError(f"this CuPy has no {name}") from None
+        return found
+
     def zeros(self, shape: Sequence[int], dtype: str, beside: Array) -> Array:
         with beside.device:
-            return self._cupy.zeros(shape, dtype)
+            return self._cupy.zeros(shape, NUMPY.dtype(dtype))
 
     def permuted(self, array: Array, axes: Sequence[int]) -> Array:
         return array.transpose(tuple(axes))
@@ -91,7 +108,7 @@ class _CuPy:
 
     def assign(self, target: Array, source: Array) -> None:
         with target.device:
-            own = source if isinstance(source, self._cupy.ndarray) else self._cupy.asarray(to_numpy(source))
+            own = source if isinstance(source, self._cupy.ndarray) else self._cupy.asarray(_on_host(source))
             self._cupy.copyto(target, own)
 
     def has_negative(self, array: Array) -> bool:
@@ -103,8 +120,11 @@ class _Torch:
     def __init__(self, torch: Any) -> None:
         self._torch = torch
 
+    def dtype(self, name: str) -> Any:
+        return getattr(self._torch, name)
+
     def zeros(self, shape: Sequence[int], dtype: str, beside: Array) -> Array:
-        return self._torch.zeros(tuple(shape), dtype=getattr(self._torch, dtype), device=beside.device)
+        return self._torch.zeros(tuple(shape), dtype=self.dtype(dtype), device=beside.device)
 
     def permuted(self, array: Array, axes: Sequence[int]) -> Array:
         return array.permute(tuple(axes))
@@ -113,13 +133,15 @@ class _Torch:
         return array.detach().clone()
 
     def to_numpy(self, array: Array) -> HostArray:
-        host: HostArray = array.detach().cpu().numpy()
-        return host
+        on_host = array.detach().cpu()
+        if on_host.dtype is self._torch.bfloat16:  # which NumPy can take as bits alone
+            return np.asarray(on_host.view(self._torch.int16).numpy().view(bfloat16()))
+        return np.asarray(on_host.numpy())
 
     def assign(self, target: Array, source: Array) -> None:
         if not isinstance(source, self._torch.Tensor):
             # from_numpy takes no negative strides and warns of what is read-only.
-            source = self._torch.from_numpy(np.require(to_numpy(source), requirements=["C", "W"]))
+            source = self._torch.from_numpy(np.require(_on_host(source), requirements=["C", "W"]))
         target.copy_(source.detach())
 
     def has_negative(self, array: Array) -> bool:
@@ -132,8 +154,14 @@ class _Namespace:
     def __init__(self, namespace: Any) -> None:
         self._xp = namespace
 
+    def dtype(self, name: str) -> Any:
+        found = getattr(self._xp, name, None)
+        if found is None:
+            raise TypeError(f"{getattr(self._xp, '__name__', 'its library')} has no {name}")
+        return found
+
     def zeros(self, shape: Sequence[int], dtype: str, beside: Array) -> Array:
-        return self._xp.zeros(tuple(shape), dtype=getattr(self._xp, dtype), device=beside.device)
+        return self._xp.zeros(tuple(shape), dtype=self.dtype(dtype), device=beside.device)
 
     def permuted(self, array: Array, axes: Sequence[int]) -> Array:
         return self._xp.permute_dims(array, tuple(axes))
@@ -142,13 +170,22 @@ class _Namespace:
         return self._xp.asarray(array, copy=True)
 
     def to_numpy(self, array: Array) -> HostArray:
-        return np.from_dlpack(_OnHost(array))
+        if dtype_name(array) != "bfloat16":
+            return np.from_dlpack(_OnHost(array))
+        wide = self._xp.astype(array, self._xp.float32)  # NumPy does not know the other in DLPack
+        return np.from_dlpack(_OnHost(wide)).astype(bfloat16())
 
     def assign(self, target: Array, source: Array) -> None:
-        target[...] = self._xp.asarray(to_numpy(source), device=target.device)
+        target[...] = self._xp.asarray(_on_host(source), device=target.device)
 
     def has_negative(self, array: Array) -> bool:
         return bool(self._xp.any(array < 0))
+
+
+def _on_host(source: Array) -> HostArray:
+    """Return what other libraries can read: NumPy's own dtypes."""
+    host = to_numpy(source)
+    return as_float32(host) if host.dtype.name == "bfloat16" else host
 
 
 class _OnHost:
@@ -190,11 +227,26 @@ def library_of(array: Array, what: str = "the array") -> Library:
     )
 
 
-def check_libraries(params: Sequence[Array], group: int, names: Sequence[str] | None) -> None:
-    """Refuse parameters that no moments can be made beside, with the TypeError of library_of."""
+def check_libraries(
+    params: Sequence[Array], group: int, names: Sequence[str] | None, precision: Precision | None = None
+) -> None:
+    """Refuse parameters that no state can be made beside.
+
+    Raises:
+        TypeError: of library_of, or if the library has not the dtypes that a precision asks for.
+        ImportError: if NumPy needs a package for them.
+    """
     for i, param in enumerate(params):
         name = "" if names is None else f" ({names[i]!r})"
-        library_of(param, f"parameter {i}{name} of group {group}")
+        what = f"parameter {i}{name} of group {group}"
+        library = library_of(param, what)
+        if precision is not None and not precision.is_plain:
+            dtype, shape, _ = kind_of(param, i, group)
+            for needed in sorted(set(precision.entries(dtype, math.prod(shape)).values())):
+                try:
+                    library.dtype(needed)
+                except TypeError as error:
+                    raise TypeError(f"{what}: {error}, which {precision.reason(needed)} needs") from None
 
 
 def is_cupy(array: Array) -> bool:
@@ -203,12 +255,23 @@ def is_cupy(array: Array) -> bool:
     return cupy is not None and isinstance(array, cupy.ndarray)
 
 
-def zeros_like(param: Array, index: int = 0, group: int = 0) -> Array:
-    """Return a moment of zeros for a parameter, in the parameter's own memory order: fp32, or fp64 for fp64."""
+def kind_of(param: Array, index: int = 0, group: int = 0) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """Return a parameter's dtype, its shape, and its axes in memory order, outermost first."""
     dtype, shape, order = describe(param, None, group, index)
+    return dtype, tuple(shape), tuple(order)
+
+
+def zeros_like(param: Array, dtype: str, index: int = 0, group: int = 0) -> Array:
+    """Return zeros of a dtype in a parameter's shape and memory order, beside it."""
+    _, shape, order = kind_of(param, index, group)
     library = library_of(param, f"parameter {index} of group {group}")
-    made = library.zeros([shape[d] for d in order], "float64" if dtype == "float64" else "float32", param)
+    made = library.zeros([shape[d] for d in order], dtype, param)
     return library.permuted(made, sorted(range(len(order)), key=order.__getitem__)) if shape else made
+
+
+def zeros_beside(param: Array, size: int, dtype: str) -> Array:
+    """Return so many zeros of a dtype beside a parameter."""
+    return library_of(param).zeros((size,), dtype, param)
 
 
 def copied(array: Array) -> Array:

@@ -2,319 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
-from . import _step, arrays, groups, state
+from .base import NonFinite, Optimizer
 from .conventions import Convention, find_convention
-from .groups import Array, Group
-from .hooks import Hook, RemovableHandle
-
-NonFinite = Literal["propagate", "skip", "raise"]
-
-
-class Optimizer:
-    """What RAdam and Adam share: groups, state, and a step that happens wholly or not at all."""
-
-    param_groups: list[Group]
-    """One dict per group: "params", the hyperparameters (edit them, they are checked at the next step), and, where
-    parameters have names, "param_names"."""
-
-    defaults: dict[str, Any]
-    """The hyperparameters of groups that do not say their own."""
-
-    skipped_steps: int
-    """How many steps nonfinite="skip" has left out so far."""
-
-    _rectify = True
-
-    def __init__(self, params: Any, defaults: dict[str, Any], convention: Convention, nonfinite: NonFinite) -> None:
-        if nonfinite not in ("propagate", "skip", "raise"):
-            raise ValueError(f"nonfinite must be 'propagate', 'skip' or 'raise', got {nonfinite!r}")
-        self.convention = convention
-        self.nonfinite = nonfinite
-        self.skipped_steps = 0
-        self.defaults = defaults
-        self._set_up()
-        self._hyperparameters(defaults, "the defaults")
-        self._adopt([], groups.as_groups(params), stacklevel=5)
-
-    def _set_up(self) -> None:
-        self._turn = _step.Turn()
-        self._pre_hooks: dict[int, Hook] = {}
-        self._post_hooks: dict[int, Hook] = {}
-        if not hasattr(self, "param_groups"):
-            self.param_groups = []
-            self._states: list[state.GroupState] = []
-
-    # ---- groups
-
-    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
-        """Add a group of parameters: a dict with "params" and any hyperparameters of its own.
-
-        Raises:
-            TypeError, ValueError: if something in it cannot be stepped; the optimizer is unchanged.
-        """
-        with self._turn:
-            self._adopt(self.param_groups, [groups.as_group(param_group)], stacklevel=4)
-
-    def _adopt(self, present: list[Group], new: list[Group], stacklevel: int) -> None:
-        for g, group in enumerate(new, start=len(present)):
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
-            self._hyperparameters(group, f"group {g}")
-        both = [*present, *new]
-        groups.check_distinct(both)
-        _step.check_params(tuple((groups.arrays_of(group["params"]), _names(group)) for group in both))
-        for g, group in enumerate(new, start=len(present)):
-            arrays.check_libraries(groups.arrays_of(group["params"]), g, _names(group))
-        states = [*self._states, *(state.GroupState(group["params"]) for group in new)]
-        for g, group in enumerate(new, start=len(present)):
-            self._warn_if_never_rectified(group, g, stacklevel)
-        self.param_groups, self._states = both, states
-
-    def _hyperparameters(self, group: Group, what: str) -> _step.Hyperparameters:
-        try:
-            decay = groups.number("weight_decay", group["weight_decay"])
-            decoupled = group["decoupled_weight_decay"]
-            if decoupled is not None:
-                decoupled = groups.flag("decoupled_weight_decay", decoupled)
-            return self.convention.hyperparameters(
-                lr=0.0 if callable(group["lr"]) else groups.number("lr", group["lr"]),  # a function: see _plan
-                betas=groups.pair("betas", group["betas"]),
-                eps=groups.number("eps", group["eps"]),
-                weight_decay=decay,
-                decoupled_weight_decay=self.convention.is_decoupled(decoupled, decay),
-                maximize=groups.flag("maximize", group["maximize"]),
-                amsgrad=groups.flag("amsgrad", group["amsgrad"]),
-                rectify=self._rectify,
-            )
-        except KeyError as error:
-            raise ValueError(f"{what}: the entry {error} is missing") from None
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{what}: {error}") from None
-
-    def _warn_if_never_rectified(self, group: Group, g: int, stacklevel: int) -> None:
-        beta2 = groups.pair("betas", group["betas"])[1]
-        limit, threshold = _step.rho_infinity(beta2), self.convention.threshold
-        if self._rectify and not (limit > threshold or (limit == threshold and self.convention.rectify_at_threshold)):
-            what = "only momentum" if self.convention.warmup == "momentum" else "no update at all"
-            warnings.warn(
-                f"group {g}: with betas[1]={beta2} rho never exceeds {limit:.3g}, so that no step is ever rectified "
-                f"and there is {what} (convention {self.convention.name!r} rectifies above {threshold:g})",
-                UserWarning,
-                stacklevel=stacklevel,
-            )
-
-    # ---- steps
-
-    def step(self, closure: Callable[[], Any] | None = None, *, grads: Any = None) -> Any:
-        """Take one step, wholly or not at all.
-
-        Args:
-            closure: computes the gradients anew and returns the loss.
-            grads: the gradients, one for each parameter in the order of the groups, or a dict by parameter name; None
-                for a parameter skips it, and its step count stays. Default: each parameter's .grad.
-
-        Returns:
-            What closure returned, or None.
-
-        Raises:
-            TypeError: if a gradient is no array, or of a dtype that is not float64, float32, bfloat16 or float16.
-            ValueError: if shapes, dtypes or memory do not fit, or a hyperparameter is out of range.
-            FloatingPointError: with nonfinite="raise", if a gradient holds an inf or a NaN.
-            RuntimeError: if a step of this optimizer is under way, a device cannot be reached, or CUDA fails.
-            After any of them every parameter, moment and step count is what it was. One case cannot be: where CUDA
-            fails to write back an array with gaps, the step has happened, and that array missed it.
-
-        On a CUDA device a step is one launch on the current stream, that of the library whose array comes first there.
-        Nobody waits for it, unless nonfinite is "skip" or "raise", which must look first.
-        """
-        with self._turn:
-            args: tuple[Any, ...] = (closure,)
-            kwargs: dict[str, Any] = {"grads": grads}
-            for hook in list(self._pre_hooks.values()):
-                changed = hook(self, args, kwargs)
-                if changed is not None:
-                    if not (isinstance(changed, tuple) and len(changed) == 2):
-                        raise RuntimeError(f"a step pre-hook must return None or (args, kwargs), got {changed!r}")
-                    args, kwargs = changed
-            loss = self._take_step(*args, **kwargs)
-        for hook in list(self._post_hooks.values()):
-            hook(self, args, kwargs)
-        return loss
-
-    def __call__(self, grads: Any) -> None:
-        """Step with these gradients, as in MindSpore: the same as step(grads=grads)."""
-        self.step(grads=grads)
-
-    def _take_step(self, closure: Callable[[], Any] | None = None, *, grads: Any = None) -> Any:
-        if closure is not None and not callable(closure):
-            raise TypeError(
-                f"closure must be a function, got {type(closure).__name__}; hand in gradients as step(grads=[...])"
-            )
-        loss = closure() if closure is not None else None
-        self._check_params()
-        gradients = groups.grads_by_group(self.param_groups, grads)
-        made: list[list[tuple[str, int, int]]] = []
-        try:
-            plans = tuple(
-                self._plan(g, group, self._states[g], gradients[g], made) for g, group in enumerate(self.param_groups)
-            )
-            happened = _step.step(plans, self.nonfinite)
-        except BaseException:
-            self._undo(made)
-            raise
-        if not happened:
-            self._undo(made)
-            self.skipped_steps += 1
-        else:
-            for plan in plans:
-                groups.note_changes_to_torch(p for p, grad in zip(plan[2], plan[3]) if grad is not None)
-        return loss
-
-    def _plan(
-        self, g: int, group: Group, held: state.GroupState, grads: list[Array], made: list[list[tuple[str, int, int]]]
-    ) -> tuple[Any, ...]:
-        """Everything the core needs for one group, in the order that it takes."""
-        params = groups.arrays_of(group["params"])
-        rates = groups.learning_rates(group["lr"], held.steps, grads) if callable(group.get("lr")) else None
-        hyperparameters = self._hyperparameters(group, f"group {g}")
-        names = state.moments_of(group)
-        made.append([])
-        made[g] = held.create(g, names, params, grads)
-        moments = [tuple(held.moments[name]) for name in names]
-        last = moments[2] if len(moments) == 3 else None
-        return (hyperparameters, rates, params, tuple(grads), moments[0], moments[1], last, held.steps, _names(group))
-
-    def _undo(self, made: list[list[tuple[str, int, int]]]) -> None:
-        for held, parts in zip(self._states, made):
-            held.undo(parts)
-
-    def _check_params(self) -> None:
-        """Refuse groups whose parameters were exchanged by hand: they would go on with the moments of others."""
-        same = len(self.param_groups) == len(self._states) and all(
-            held.belongs_to(group.get("params", ())) for group, held in zip(self.param_groups, self._states)
-        )
-        if not same:
-            raise ValueError(
-                "param_groups no longer holds the parameters it was given, in their order; add_param_group adds some, "
-                "a new optimizer leaves some out"
-            )
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Set the .grad of every parameter to None, or to zeros in place. Plain arrays have none."""
-        groups.clear_grads(self.param_groups, set_to_none)
-
-    # ---- hooks
-
-    def register_step_pre_hook(self, hook: Hook) -> RemovableHandle:
-        """Call hook(optimizer, args, kwargs) before each step; it may return new (args, kwargs).
-
-        An exception in it stops the step before anything changed. Returns a handle whose remove() takes it back.
-        """
-        return RemovableHandle(self._pre_hooks, hook)
-
-    def register_step_post_hook(self, hook: Hook) -> RemovableHandle:
-        """Call hook(optimizer, args, kwargs) after each step; it may save the optimizer, or step another one.
-
-        Returns a handle whose remove() takes it back.
-        """
-        return RemovableHandle(self._post_hooks, hook)
-
-    # ---- state
-
-    @property
-    def state(self) -> list[dict[str, Any]]:
-        """The state of each parameter in order: "step" and the moments, live. Empty before its first step."""
-        return [held.of(i) for held in self._states for i in range(len(held.steps))]
-
-    def _kind(self) -> dict[str, Any]:
-        """What a state is only good for: it steps otherwise in another one."""
-        convention = dataclasses.asdict(self.convention)
-        del convention["name"], convention["eps"]  # the groups say their eps
-        convention["decay"] = self.convention.decay[:1]  # what None means in them
-        return {"optimizer": "RAdam" if self._rectify else "Adam", "convention": convention}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a later run needs to go on with the same bits, as plain scalars and arrays.
-
-        The arrays are copies of the moments, on the same device and of the same library. The keys are "version",
-        "optimizer", "convention", "state" (by parameter index: "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq") and
-        "param_groups". An lr that is a function of the step is saved as None and kept at load.
-        Not in it: nonfinite, skipped_steps and hooks.
-        """
-        with self._turn:
-            self._check_params()
-            return state.copy_arrays(state.to_dict(self._kind(), self.param_groups, self._states))
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what state_dict gave. The arrays, of any library and on any device, are copied to the parameters'.
-
-        Raises:
-            ValueError: naming the key that is missing, of the wrong shape, dtype or value; the optimizer is unchanged.
-        """
-        with self._turn:
-            self._check_params()
-            entries, states = state.from_dict(state_dict, self._kind(), self.param_groups, self.defaults)
-            loaded: list[Group] = []
-            for g, (group, entry) in enumerate(zip(self.param_groups, entries)):
-                try:
-                    self._hyperparameters(entry, f"param_groups[{g}]")
-                except TypeError as error:
-                    raise ValueError(str(error)) from None
-                kept: Group = {key: group[key] for key in ("params", "param_names") if key in group}
-                loaded.append({**kept, **entry})
-            self.param_groups, self._states = loaded, states
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a safetensors file: complete, or not at all, also when the process is killed.
-
-        Arrays on devices are written from copies on the host; the file loads onto any device.
-
-        Raises:
-            FileNotFoundError: if the folder is not there.
-            ValueError: if the path is there and no file, or param_groups holds other parameters than it was given.
-            TypeError: if a group holds an entry of its user's that is no number, string or tuple.
-        """
-        with self._turn:
-            self._check_params()
-            state.write_file(path, state.to_dict(self._kind(), self.param_groups, self._states))
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over a state that save wrote.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is something else, broken, or of other parameters; the optimizer is unchanged.
-        """
-        self.load_state_dict(state.read_file(path))
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Hooks stay behind, as in torch: they seldom pickle, and belong to the program rather than the training.
-        with self._turn:
-            return {k: v for k, v in self.__dict__.items() if k not in ("_turn", "_pre_hooks", "_post_hooks")}
-
-    def __setstate__(self, content: dict[str, Any]) -> None:
-        self.__dict__.update(content)
-        self._set_up()
-
-    def __repr__(self) -> str:
-        lines = [f"{type(self).__name__} ("]
-        for g, group in enumerate(self.param_groups):
-            lines.append(f"Parameter Group {g}: {len(group['params'])} parameters")
-            lines += [
-                f"    {key}: {value}" for key, value in sorted(group.items()) if key not in ("params", "param_names")
-            ]
-        return "\n".join([*lines, ")"])
-
-
-def _names(group: Group) -> tuple[str, ...] | None:
-    names = group.get("param_names")
-    return None if names is None else tuple(names)
+from .precision import Precision, StateDtype
 
 
 class RAdam(Optimizer):
@@ -328,8 +20,9 @@ class RAdam(Optimizer):
         params: an iterable of arrays, of (name, array) pairs, of objects with .grad, or of group dicts; or a dict of
             named arrays. Arrays are NumPy's (also ml_dtypes bfloat16), PyTorch's, CuPy's, or anything with __dlpack__
             or the buffer protocol, of dtype float64, float32, bfloat16 or float16 and any shape, on the CPU and on CUDA
-            devices in any mixture. Moments are float32 (float64 for float64): NumPy's for a parameter on the CPU; on a
-            CUDA device of the parameter's own library, which must be CuPy, PyTorch or one with __array_namespace__.
+            devices in any mixture. Moments are float32 (float64 for float64) unless state_dtype says otherwise: NumPy's
+            for a parameter on the CPU; on a CUDA device of the parameter's own library, which must be CuPy, PyTorch or
+            one with __array_namespace__.
             Strided views work; memory that overlaps is refused.
         lr: the learning rate: a number, a 0-d array (read at every step, which waits for one on a device), or a
             function of the step number, which is 1 for the first step.
@@ -344,13 +37,27 @@ class RAdam(Optimizer):
         nonfinite: what an inf or NaN in a gradient does: "propagate" (as in IEEE arithmetic), "skip" the whole step, or
             "raise" FloatingPointError. The latter two change nothing, and wait for devices to look; ``skipped_steps``
             counts.
+        master_weights: keep what rounding a 16-bit parameter loses, so that it moves as a float32 one would: for
+            bfloat16 the lower 16 bits, 2 bytes an element (the parameter is its weight rounded to nearest, ties away
+            from zero); for float16 a float32 copy, 4 bytes, which is taken anew from a parameter that somebody wrote.
+        stochastic_rounding: round 16-bit parameters up or down at random, so that small updates count on average. The
+            bits depend on the seed, the parameter's place in the optimizer, its step count and the element's index.
+        seed: of random roundings, those of 8-bit moments too; from 0 to 2^64 - 1. A loaded state brings its own.
+        state_dtype: what the moments are kept in: "float32"; "bfloat16", half as large; "8bit", a quarter: codes with a
+            float32 scale for each 128 elements. Float64 parameters keep float64 moments.
+        min_8bit_size: parameters with fewer elements keep float32 moments.
+        max_grad_norm: scale all gradients down to this norm over all of them together, as
+            torch.nn.utils.clip_grad_norm_; inf only measures. ``grad_norm`` has the norm. Gradients are not written.
+        max_tensor_grad_norm: the same for each parameter by itself.
+        max_grad_value: cut each element of the gradients to at most this, either way.
 
     Raises:
         TypeError: if a parameter is no array, of another dtype, or on a CUDA device and of a library that cannot be
             asked for moments.
+        ImportError: if state_dtype="bfloat16" needs the package ml_dtypes.
         RuntimeError: if a parameter is on a device that cannot be reached; it says why, and what helps.
-        ValueError: if a hyperparameter is out of range, a parameter is read-only, comes twice or overlaps another, or
-            the convention has no such decay.
+        ValueError: if a hyperparameter or an option is out of range, two options exclude each other, a parameter is
+            read-only, comes twice or overlaps another, or the convention has no such decay.
 
     A UserWarning says so where beta2 is so small that no step is ever rectified.
 
@@ -378,6 +85,14 @@ class RAdam(Optimizer):
         amsgrad: bool = False,
         convention: str | Convention = "torch",
         nonfinite: NonFinite = "propagate",
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        state_dtype: StateDtype = "float32",
+        min_8bit_size: int = 4096,
+        max_grad_norm: float | None = None,
+        max_tensor_grad_norm: float | None = None,
+        max_grad_value: float | None = None,
     ) -> None:
         found = find_convention(convention)
         defaults = {
@@ -389,7 +104,9 @@ class RAdam(Optimizer):
             "maximize": maximize,
             "amsgrad": amsgrad,
         }
-        super().__init__(params, defaults, found, nonfinite)
+        precision = Precision(master_weights, stochastic_rounding, state_dtype, min_8bit_size, seed)
+        clip = (max_grad_norm, max_tensor_grad_norm, max_grad_value)
+        super().__init__(params, defaults, found, nonfinite, precision, clip)
 
 
 class Adam(Optimizer):
@@ -403,8 +120,8 @@ class Adam(Optimizer):
     >>> w = np.ones(3, np.float32)
     >>> opt = radam.Adam([w], lr=0.1)
     >>> opt.step(grads=[np.full(3, 5, np.float32)])
-    >>> w
-    array([0.9, 0.9, 0.9], dtype=float32)
+    >>> bool(np.allclose(w, 0.9))
+    True
 
     Source: Kingma and Ba 2015, https://arxiv.org/abs/1412.6980; amsgrad: Reddi et al. 2018; decoupled decay: Loshchilov
     and Hutter 2019.
@@ -424,6 +141,14 @@ class Adam(Optimizer):
         maximize: bool = False,
         amsgrad: bool = False,
         nonfinite: NonFinite = "propagate",
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        state_dtype: StateDtype = "float32",
+        min_8bit_size: int = 4096,
+        max_grad_norm: float | None = None,
+        max_tensor_grad_norm: float | None = None,
+        max_grad_value: float | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -434,4 +159,6 @@ class Adam(Optimizer):
             "maximize": maximize,
             "amsgrad": amsgrad,
         }
-        super().__init__(params, defaults, Convention("adam", eps_on="sqrt_v_hat"), nonfinite)
+        precision = Precision(master_weights, stochastic_rounding, state_dtype, min_8bit_size, seed)
+        clip = (max_grad_norm, max_tensor_grad_norm, max_grad_value)
+        super().__init__(params, defaults, Convention("adam", eps_on="sqrt_v_hat"), nonfinite, precision, clip)

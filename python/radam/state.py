@@ -1,23 +1,46 @@
-"""What an optimizer remembers of each parameter, as dicts of arrays and as safetensors files."""
+"""What an optimizer remembers of each parameter: made, saved as dicts of arrays, and read back whatever its kind."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import math
 import numbers
 import operator
-import os
-import secrets
 from collections.abc import Container, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .arrays import assign, copied, dtype_name, has_negative, readable, to_numpy, zeros_like
+from .arrays import (
+    assign,
+    copied,
+    dtype_name,
+    has_negative,
+    kind_of,
+    readable,
+    to_numpy,
+    zeros_beside,
+    zeros_like,
+)
 from .groups import Array, Group, array_of
+from .precision import (
+    KEYS,
+    MASTERS,
+    MOMENTS,
+    Precision,
+    as_float32,
+    blocks_of,
+    code_key,
+    decoded,
+    encoded,
+    is_code,
+    is_scale,
+    same_order,
+    scale_key,
+)
 
-VERSION = 1
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+VERSION = 2
+READS = (1, 2)  # version 1 knew no precision
 
 
 def moments_of(group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -28,11 +51,16 @@ def moments_of(group: Mapping[str, Any]) -> tuple[str, ...]:
 class GroupState:
     """The step counts and moments of one group, in lists parallel to its params. No state: None, and 0 steps."""
 
-    def __init__(self, params: Sequence[Any]) -> None:
+    def __init__(self, params: Sequence[Any], precision: Precision, first: int) -> None:
+        """Begin without states; first is the number of the group's first parameter in the optimizer."""
         count = len(params)
         self._params = list(params)
+        self._ordinals = tuple(range(first, first + count))
+        self.precision = precision
         self.steps = np.zeros(count, np.int64)
-        self.moments: dict[str, list[Any]] = {name: [None] * count for name in MOMENTS}
+        self.moments: dict[str, list[Any]] = {name: [None] * count for name in MOMENTS}  # of coded ones the codes
+        self.scales: dict[str, list[Any]] = {name: [None] * count for name in MOMENTS}
+        self.masters: list[Any] = [None] * count
         self._whole: set[str] = set()  # the moments that no parameter lacks
 
     def belongs_to(self, params: Sequence[Any]) -> bool:
@@ -51,7 +79,7 @@ class GroupState:
                 moments = self.moments[name]
                 for i, moment in enumerate(moments):
                     if moment is None and grads[i] is not None:
-                        moments[i] = zeros_like(params[i], i, group)
+                        self.put(i, self.fresh(name, params[i], i, group))
                         made.append((name, i, int(self.steps[i])))
                 if not any(moment is None for moment in moments):
                     self._whole.add(name)
@@ -60,19 +88,67 @@ class GroupState:
             raise
         return made
 
+    def fresh(self, name: str, param: Array, i: int, group: int) -> dict[str, Array]:
+        """Return zeros for a moment of a parameter, by key. Beside the first moment: for the bits of its weights too.
+
+        A master of zeros is taken from the parameter in the first step; a remainder of zeros adds nothing.
+        """
+        dtype, shape, _ = kind_of(param, i, group)
+        size = math.prod(shape)
+        entries = self.precision.moment(name, dtype, size)
+        if name == MOMENTS[0]:
+            entries.update(self.precision.master(dtype))
+        return {
+            key: zeros_beside(param, blocks_of(size), kept) if is_scale(key) else zeros_like(param, kept, i, group)
+            for key, kept in entries.items()
+        }
+
+    def put(self, i: int, entries: Mapping[str, Array]) -> None:
+        """Give a parameter the state entries of these keys."""
+        for name in MOMENTS:
+            found = entries.get(name)
+            found = entries.get(code_key(name)) if found is None else found
+            if found is not None:
+                self.moments[name][i], self.scales[name][i] = found, entries.get(scale_key(name))
+        for key in MASTERS:
+            if key in entries:
+                self.masters[i] = entries[key]
+
     def undo(self, made: Sequence[tuple[str, int, int]]) -> None:
         """Forget moments that create made for a step that did not happen."""
         for name, i, taken in made:
             if self.steps[i] == taken:  # else it did happen, and a Ctrl-C came right after it
                 self._whole.discard(name)
-                self.moments[name][i] = None
+                self.moments[name][i] = self.scales[name][i] = None
+                if name == MOMENTS[0]:
+                    self.masters[i] = None
+
+    def stored(self, amsgrad: bool) -> tuple[Any, ...] | None:
+        """Return what the core takes beside the moments where something is kept or rounded otherwise."""
+        if self.precision.is_plain:
+            return None
+        coded = self.precision.state_dtype == "8bit"
+        scales = [tuple(self.scales[name]) if coded else None for name in MOMENTS]
+        masters = tuple(self.masters) if self.precision.master_weights else None
+        return (
+            *(masters, scales[0], scales[1], scales[2] if amsgrad else None),
+            *(self.precision.seed, self._ordinals, None, self.precision.stochastic_rounding),
+        )
 
     def of(self, index: int) -> dict[str, Any]:
-        """Return the state of one parameter: its step count and its moments, live. Empty before its first step."""
+        """Return the state of one parameter: its step count and its arrays, live. Empty before its first step."""
         if self.steps[index] == 0:
             return {}
-        found = {name: moments[index] for name, moments in self.moments.items() if moments[index] is not None}
-        return {"step": int(self.steps[index]), **found}
+        found: dict[str, Any] = {"step": int(self.steps[index])}
+        for name in MOMENTS:
+            moment, scale = self.moments[name][index], self.scales[name][index]
+            if scale is not None:
+                found[code_key(name)], found[scale_key(name)] = moment, scale
+            elif moment is not None:
+                found[name] = moment
+        if (master := self.masters[index]) is not None:
+            found[next(key for key, dtype in MASTERS.items() if dtype == dtype_name(master))] = master
+        return found
 
 
 def plain(key: str, value: Any) -> Any:
@@ -90,36 +166,49 @@ def plain(key: str, value: Any) -> Any:
     raise TypeError(f"the group entry {key!r} is a {type(value).__name__}; saved are numbers, strings and tuples")
 
 
-def to_dict(kind: Mapping[str, Any], groups: Sequence[Group], states: Sequence[GroupState]) -> dict[str, Any]:
+def to_dict(
+    kind: Mapping[str, Any], groups: Sequence[Group], states: Sequence[GroupState], precision: Precision
+) -> dict[str, Any]:
     """Return everything there is to save, the arrays not copied. kind says which optimizer it is."""
-    out: dict[str, Any] = {"version": VERSION, **kind, "state": {}, "param_groups": []}
+    kept = dataclasses.asdict(precision)
+    out: dict[str, Any] = {"version": VERSION, **kind, "precision": kept, "state": {}, "param_groups": []}
     index = 0
-    for group, state in zip(groups, states):
+    for g, (group, state) in enumerate(zip(groups, states)):
         entry = {key: plain(key, value) for key, value in group.items() if key != "params"}
         entry["params"] = list(range(index, index + len(group["params"])))
         out["param_groups"].append(entry)
         for i in range(len(group["params"])):
             found = state.of(i)
             if found:
+                param = array_of(group["params"][i])
                 for name in moments_of(group):
-                    if name not in found:  # amsgrad came later than this parameter's last step
-                        found[name] = zeros_like(array_of(group["params"][i]), i)
+                    if name not in found and code_key(name) not in found:
+                        found.update(state.fresh(name, param, i, g))  # amsgrad came after this parameter's last step
+                if any(map(is_code, found)):
+                    _, shape, order = kind_of(param, i, g)
+                    if not same_order(shape, order, range(len(shape))):
+                        found["block_order"] = order
                 out["state"][index + i] = found
         index += len(group["params"])
     return out
 
 
 def from_dict(
-    saved: Any, kind: Mapping[str, Any], groups: Sequence[Group], required: Container[str]
-) -> tuple[list[dict[str, Any]], list[GroupState]]:
-    """Return new group entries and states from what to_dict gave; ValueError naming the key that does not fit."""
+    saved: Any, kind: Mapping[str, Any], groups: Sequence[Group], required: Container[str], precision: Precision
+) -> tuple[list[dict[str, Any]], list[GroupState], Precision]:
+    """Return new group entries and states from what to_dict gave; ValueError naming the key that does not fit.
+
+    The states are kept as precision says, whatever they were; its seed becomes the saved one.
+    """
     if not isinstance(saved, Mapping):
         raise ValueError(f"a state dict must be a dict, got {type(saved).__name__}")
     version = _entry(saved, "version", "the state dict")
-    if isinstance(version, bool) or version != VERSION:
-        raise ValueError(f"the state dict has version {version!r}; this radam reads version {VERSION}")
+    if isinstance(version, bool) or version not in READS:
+        raise ValueError(f"the state dict has version {version!r}; this radam reads versions 1 to {VERSION}")
+    if version != 1:
+        precision = dataclasses.replace(precision, seed=_saved_precision(saved).seed)
     for key, mine in kind.items():
-        if _tuples(_entry(saved, key, "the state dict")) != mine:
+        if tuples(_entry(saved, key, "the state dict")) != mine:
             raise ValueError(
                 f"{key}: the state dict is of {saved[key]!r}, this optimizer of {mine!r}; they step otherwise"
             )
@@ -133,6 +222,7 @@ def from_dict(
     entries: list[dict[str, Any]] = []
     states: list[GroupState] = []
     used: set[Any] = set()
+    first = 0
     for g, (group, saved_group) in enumerate(zip(groups, saved_groups)):
         what = f"param_groups[{g}]"
         if not isinstance(saved_group, Mapping):
@@ -141,7 +231,7 @@ def from_dict(
         if not isinstance(indices, Sequence) or len(indices) != len(group["params"]):
             raise ValueError(f"{what}['params'] must list {len(group['params'])} parameters, as the optimizer does")
         if "param_names" in group and "param_names" in saved_group:
-            names, saved_names = plain("param_names", group["param_names"]), _tuples(saved_group["param_names"])
+            names, saved_names = plain("param_names", group["param_names"]), tuples(saved_group["param_names"])
             if names != saved_names:
                 raise ValueError(
                     f"{what}['param_names'] is {saved_names!r}, but the optimizer has {names!r}, in this order"
@@ -162,7 +252,8 @@ def from_dict(
                 except TypeError as error:
                     raise ValueError(f"{what}: {error}") from None
         entries.append(entry)
-        state = GroupState(group["params"])
+        state = GroupState(group["params"], precision, first)
+        first += len(group["params"])
         for i, index in enumerate(indices):
             if not isinstance(index, int) or index in used:
                 raise ValueError(f"{what}['params'] holds {index!r}, which is no index, or one used before")
@@ -173,14 +264,24 @@ def from_dict(
     for index in saved_state:
         if index not in used:
             raise ValueError(f"state[{index!r}] belongs to no parameter of param_groups")
-    return entries, states
+    return entries, states, precision
 
 
-def _tuples(value: Any) -> Any:
+def _saved_precision(saved: Mapping[str, Any]) -> Precision:
+    found = _entry(saved, "precision", "the state dict")
+    if not isinstance(found, Mapping):
+        raise ValueError(f"precision: must be a dict, got {type(found).__name__}")
+    try:
+        return Precision(**{key: _entry(found, key, "precision") for key in dataclasses.asdict(Precision())})
+    except TypeError as error:
+        raise ValueError(f"precision: {error}") from None
+
+
+def tuples(value: Any) -> Any:
     """Return JSON's lists as the tuples that plain makes."""
     if isinstance(value, Mapping):
-        return {key: _tuples(v) for key, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+        return {key: tuples(v) for key, v in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _entry(mapping: Mapping[Any, Any], key: str, what: str) -> Any:
@@ -195,102 +296,113 @@ def _read(saved: Any, what: str, group: Mapping[str, Any], state: GroupState, g:
     step = _entry(saved, "step", what)
     if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or not 1 <= step <= 2**62:
         raise ValueError(f"{what}['step'] must be a whole number from 1 to 2^62, got {step!r}")
+    fresh: dict[str, Array] = {}
     # max_exp_avg_sq outlives an amsgrad that is off just now.
-    for name in (name for name in MOMENTS if name in moments_of(group) or name in saved):
-        moment = _entry(saved, name, what)
-        fresh = zeros_like(param, i, g)
-        try:
-            array = readable(moment)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{what}[{name!r}] cannot be read as an array: {error}") from None
-        dtype, shape = dtype_name(array), tuple(array.shape)
-        if dtype != dtype_name(fresh):
-            raise ValueError(f"{what}[{name!r}] has dtype {dtype}; the moments here are {dtype_name(fresh)}")
-        if shape != tuple(fresh.shape):
-            raise ValueError(f"{what}[{name!r}] has shape {shape}, the parameter {tuple(fresh.shape)}")
-        if name != "exp_avg" and has_negative(array):
-            raise ValueError(f"{what}[{name!r}] holds a negative number, but it is an average of squares")
-        assign(fresh, array)
-        state.moments[name][i] = fresh
+    for name in MOMENTS:
+        if name in moments_of(group) or name in saved or code_key(name) in saved:
+            zeros = state.fresh(name, param, i, g)
+            _read_moment(saved, name, what, zeros, kind_of(param, i, g))
+            fresh.update(zeros)
+    shape = kind_of(param, i, g)[1]
+    for key, dtype in MASTERS.items():  # where none is saved, zeros; where none is kept, it is let go
+        if key in saved:
+            array = _array(saved, key, what, (dtype,), shape)
+            if key in fresh:
+                assign(fresh[key], array)
     for key in saved:
-        if key not in ("step", *MOMENTS):
+        if key not in ("step", "block_order", *KEYS):
             raise ValueError(f"{what} has {key!r}, which this radam does not know")
+    state.put(i, fresh)
     state.steps[i] = step
+
+
+def _read_moment(
+    saved: Mapping[str, Any],
+    name: str,
+    what: str,
+    fresh: Mapping[str, Array],
+    kind: tuple[str, tuple[int, ...], tuple[int, ...]],
+) -> None:
+    """Fill the zeros of a moment from a saved one, whatever the kind of either."""
+    dtype, shape, order = kind
+    code, scale = code_key(name), scale_key(name)
+    here = "float64" if dtype == "float64" else "float32"
+    if name in saved and code in saved:
+        raise ValueError(f"{what} has both {name!r} and {code!r}")
+    values: Array
+    if code in saved:
+        if here == "float64":
+            raise ValueError(f"{what} has {code!r}; the moments here are float64")
+        codes = _array(saved, code, what, ("int8" if name == "exp_avg" else "uint8",), shape)
+        scales = _scales(saved, scale, what, math.prod(shape))
+        saved_order = _block_order(saved, what, len(shape))
+        if code in fresh and same_order(shape, order, saved_order):
+            assign(fresh[code], codes)
+            assign(fresh[scale], scales)
+            return
+        values = decoded(to_numpy(codes), to_numpy(scales), saved_order)
+    else:
+        if scale in saved:
+            raise ValueError(f"{what} has {scale!r} but no {code!r}")
+        values = _array(saved, name, what, (here,) if here == "float64" else (here, "bfloat16"), shape, "moments")
+        if name != "exp_avg" and has_negative(values):
+            raise ValueError(f"{what}[{name!r}] holds a negative number, but it is an average of squares")
+    if name in fresh:
+        assign(fresh[name], values)
+    else:
+        codes, scales = encoded(as_float32(to_numpy(values)), order, signed=name == "exp_avg")
+        assign(fresh[code], codes)
+        assign(fresh[scale], scales)
+
+
+def _array(
+    saved: Mapping[str, Any],
+    key: str,
+    what: str,
+    dtypes: Sequence[str],
+    shape: Sequence[int],
+    whose: str = "",
+) -> Array:
+    """Return a saved array that has one of the dtypes and the parameter's shape."""
+    thing = _entry(saved, key, what)
+    try:
+        array = readable(thing)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what}[{key!r}] cannot be read as an array: {error}") from None
+    if dtype_name(array) not in dtypes:
+        expected = f"the {whose} here are {dtypes[0]}" if whose else f"it must be {dtypes[0]}"
+        raise ValueError(f"{what}[{key!r}] has dtype {dtype_name(array)}; {expected}")
+    if tuple(array.shape) != tuple(shape):
+        raise ValueError(f"{what}[{key!r}] has shape {tuple(array.shape)}, the parameter {tuple(shape)}")
+    return array
+
+
+def _scales(saved: Mapping[str, Any], key: str, what: str, size: int) -> Array:
+    """Return the saved scales of a moment of so many elements."""
+    shape = (blocks_of(size),)
+    scales = readable(_entry(saved, key, what))
+    if dtype_name(scales) != "float32" or tuple(scales.shape) != shape:
+        found = f"{dtype_name(scales)} and has shape {tuple(scales.shape)}"
+        raise ValueError(f"{what}[{key!r}] is {found}, but {size} elements have float32 scales of shape {shape}")
+    host = to_numpy(scales)
+    if not (np.isfinite(host) & (host >= 0)).all():
+        raise ValueError(f"{what}[{key!r}] holds a number that is not finite or below zero, so it is no scale")
+    return scales
+
+
+def _block_order(saved: Mapping[str, Any], what: str, ndim: int) -> tuple[int, ...]:
+    """Return the axes of the memory order that a saved state's blocks were cut in."""
+    order = saved.get("block_order", range(ndim))
+    whole = isinstance(order, (list, tuple, range)) and all(type(axis) is int for axis in order)
+    if not whole or sorted(order) != list(range(ndim)):
+        raise ValueError(f"{what}['block_order'] must list the axes 0 to {ndim - 1}, got {order!r}")
+    return tuple(order)
 
 
 def copy_arrays(saved: dict[str, Any]) -> dict[str, Any]:
     """Give a state dict arrays of its own."""
     state = {
-        index: {key: copied(value) if key in MOMENTS else value for key, value in entry.items()}
+        index: {key: copied(value) if key in KEYS else value for key, value in entry.items()}
         for index, entry in saved["state"].items()
     }
     return {**saved, "state": state}
-
-
-def write_file(path: str | os.PathLike[str], saved: Mapping[str, Any]) -> None:
-    """Write a state dict as safetensors: to a temporary file beside it, synced, then renamed over the old one."""
-    from safetensors.numpy import save_file
-
-    steps, tensors = {}, {}
-    for index, entry in saved["state"].items():
-        steps[str(index)] = entry["step"]
-        for name in MOMENTS:
-            if name in entry:
-                host = to_numpy(entry[name])
-                tensors[f"{index}.{name}"] = np.ascontiguousarray(host).reshape(host.shape)
-    header = {**{key: value for key, value in saved.items() if key != "state"}, "steps": steps}
-    target = Path(path).resolve()  # through a link, to the file itself
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {target.parent}")
-    if target.exists() and not target.is_file():
-        raise ValueError(f"{target} is there and is no file")
-    temporary = target.with_name(f".radam-{secrets.token_hex(8)}.tmp")
-    try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        mode = (target if target.exists() else temporary).stat().st_mode & 0o777
-        save_file(tensors, temporary, metadata={"radam": json.dumps(header)})
-        _sync(temporary)
-        os.chmod(temporary, mode)  # save_file makes a file that only its owner may read
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        _sync(target.parent)  # the rename itself
-
-
-def _sync(path: str | os.PathLike[str]) -> None:
-    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what write_file wrote, as a state dict; ValueError where it is something else, or broken."""
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if "radam" not in metadata:
-                raise ValueError(f"{path} was not saved by radam: its metadata has no 'radam'")
-            header = json.loads(metadata["radam"])
-            steps = header["steps"]
-            state: dict[int, dict[str, Any]] = {int(index): {"step": step} for index, step in steps.items()}
-            for key in file.keys():  # noqa: SIM118  (not a dict)
-                index, name = key.split(".", 1)
-                if int(index) not in state:
-                    raise ValueError(f"{path} holds {key!r} of a parameter without a step count")
-                state[int(index)][name] = file.get_tensor(key)
-            groups = [
-                {key: v if key == "params" else _tuples(v) for key, v in group.items()}
-                for group in header["param_groups"]
-            ]
-            kept = {key: value for key, value in header.items() if key != "steps"}
-            return {**kept, "state": state, "param_groups": groups}
-    except (SafetensorError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as a saved radam state: {error}") from error
