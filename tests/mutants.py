@@ -77,8 +77,8 @@ MUTANTS = (
     Mutant(
         "version counter not bumped",
         "python/radam/torch/run.py",
-        "_step.step(tuple(plans), nonfinite, functools.partial(increment_version, changed), amp)",
-        "_step.step(tuple(plans), nonfinite, None, amp)",
+        "_step.step(tuple(plans), nonfinite, functools.partial(increment_version, changed), amp, native)",
+        "_step.step(tuple(plans), nonfinite, None, amp, native)",
         ("tests/test_torch_safety.py",),
     ),
     Mutant(
@@ -135,9 +135,8 @@ MUTANTS = (
     Mutant(
         "a state that does not fit is loaded half",
         "python/radam/torch/optimizer.py",
-        "            loaded, groups = state.read(state_dict, self.param_groups, self.convention)",
-        "            self.param_groups[0]['lr'] = 0.5\n"
-        "            loaded, groups = state.read(state_dict, self.param_groups, self.convention)",
+        "            loaded, groups, precision = saved.read(",
+        "            self.param_groups[0]['lr'] = 0.5\n            loaded, groups, precision = saved.read(",
         ("tests/test_torch_state.py",),
     ),
     Mutant(
@@ -157,8 +156,8 @@ MUTANTS = (
     Mutant(
         "the schedule of an earlier step on a device",
         "cpp/src/cuda_sweep.hpp",
-        "if (scratch.t == t && scratch.from_device",
-        "if (scratch.t != 0 && scratch.from_device",
+        "if (scratch.t != t || scratch.from_device",
+        "if (scratch.t == 0 || scratch.from_device",
         ON_DEVICES,
     ),
     Mutant(
@@ -181,6 +180,34 @@ MUTANTS = (
         "    except _step.CudaError:\n        raise",
         "    except _step.CudaError:\n        return None",
         ON_DEVICES,
+    ),
+    Mutant(
+        "a v above zero that vanishes in 8 bits",
+        "cpp/include/radam/codec.hpp",
+        "U((SquareCode::lift_bits >> SquareCode::shift) + 1u)",
+        "U((SquareCode::lift_bits >> SquareCode::shift) + 0u)",
+        ("tests/test_eight_bit.py",),
+    ),
+    Mutant(
+        "weights rounded down more often than up",
+        "cpp/include/radam/codec.hpp",
+        "number_of(bits + (words >> 16))",
+        "number_of(bits + (words >> 17))",
+        ("tests/test_low_precision.py",),
+    ),
+    Mutant(
+        "the same random bits for every parameter",
+        "python/bindings/stored.cpp",
+        "stored.ordinal = nb::cast<std::uint32_t>(ordinal);",
+        "stored.ordinal = 0;",
+        ("tests/test_low_precision.py",),
+    ),
+    Mutant(
+        "a norm of gradients that are not unscaled",
+        "python/bindings/clip.cpp",
+        "sums_[any_device_ ? on_cpu_[i] : i] = norms_[i] * (scale * scale);",
+        "sums_[any_device_ ? on_cpu_[i] : i] = norms_[i] + 0.0 * scale;",
+        ("tests/test_torch_clipping.py",),
     ),
 )
 

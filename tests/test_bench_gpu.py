@@ -27,7 +27,11 @@ KINDS = {
     "PyTorch tensors, in a CUDA graph": ("limit in a graph", "radam.torch in a graph"),
     "CuPy arrays": ("limit on CuPy arrays", "radam on CuPy arrays"),
 }
-CASES = ["1G", "1G-bf16", "resnet50", "1000x4096"]
+LOW_PRECISION = {
+    f"PyTorch tensors, {way}": (f"limit of {way}", f"radam.torch, {way}")
+    for way in ("8-bit moments", "split master, 8-bit moments", "stochastic, 8-bit moments")
+}
+CASES = ["1G", "1G-bf16", "resnet50", "1000x4096", "1G-low", "1G-bf16-low"]
 
 
 # ---- without a device
@@ -172,9 +176,12 @@ def test_one_command_measures_everyone_by_every_clock_and_reports_it(
     assert found["radam_bench"] == 2
     assert found["command"].startswith("python bench/gpu.py --quick --rounds 3")
     assert (found["machine"]["gpu"]["name"], found["machine"]["gpu"]["driver"]) == (MADE_UP, "made up")
-    assert {kind["name"]: (kind["limit"], kind["radam"]) for kind in found["front_ends"]} == KINDS
+    assert {kind["name"]: (kind["limit"], kind["radam"]) for kind in found["front_ends"]} == {
+        **KINDS,
+        **LOW_PRECISION,
+    }
     by_kind = {kind["name"]: kind["contestants"] for kind in found["front_ends"]}
-    everyone = {name for names in by_kind.values() for name in names}
+    everyone = {name for kind in KINDS for name in by_kind[kind]} - {"radam.torch, max_grad_norm"}
     assert [case["name"] for case in found["cases"]] == CASES
     for case in found["cases"]:
         is_large = case["name"].startswith("1G")
@@ -196,7 +203,8 @@ def test_one_command_measures_everyone_by_every_clock_and_reports_it(
 
     table = name.with_suffix(".md").read_text(encoding="utf-8")
     assert table in capsys.readouterr().out
-    for word in (*everyone, *KINDS, MADE_UP, found["command"], "the times mean nothing", "made up"):
+    expected = (*everyone, *KINDS, *LOW_PRECISION, "radam.torch, max_grad_norm", MADE_UP, found["command"])
+    for word in (*expected, "the times mean nothing", "made up"):
         assert word in table
     assert "met" not in {cell.strip() for cell in table.replace("|", "\n").splitlines()}  # a quick run judges nothing
     if "matplotlib" in sys.modules:
@@ -236,13 +244,13 @@ def test_who_fails_is_named_and_the_others_are_measured(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    everyone = bench("gpu_contestants").GPU_CONTESTANTS
+    everyone, changed = bench("gpu_contestants").GPU_CONTESTANTS, bench("gpu_contestants").EVERYONE
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("a made-up error")
 
     for name in ("torch fused AdamW", "radam.torch in a graph"):
-        monkeypatch.setitem(everyone, name, dataclasses.replace(everyone[name], make=broken))
+        monkeypatch.setitem(changed, name, dataclasses.replace(everyone[name], make=broken))
     monkeypatch.setattr(bench("gpu_measure"), "GPU_CASES", {"1000x4096": bench("cases").CASES["1000x4096"]})
     arguments = ["--quick", "--rounds", "3", "--seconds", "0.1", "--output", str(tmp_path / "gpu")]
     assert gpu.main(arguments) == 1
@@ -293,6 +301,7 @@ def made_up_result() -> dict[str, Any]:
     peers = {"torch fused AdamW": (1.0, 1.5), "torch RAdam foreach": (8.0, 0.125)}
     torch_tensors = {"limit on torch tensors": (0.8, 1.25), "radam.torch": (1.0, 1.0)}
     graph = {"radam.torch in a graph": (14e-6, 1.0)}
+    low = {"radam.torch, 8-bit moments": (0.6, 1.0), "radam.torch, max_grad_norm": (1.125, 0.9)}
     return {
         "radam_bench": 2,
         "quick": False,
@@ -310,6 +319,7 @@ def made_up_result() -> dict[str, Any]:
             case("1G", 10**9, {**torch_tensors, **peers}),
             case("resnet50", 10**6, {**torch_tensors, **peers}),
             case("1000x4096", 4096000, {**torch_tensors, **graph}, launches={"radam.torch": {"kernels": 1}}),
+            case("1G-low", 10**9, {**torch_tensors, **low}),
         ],
     }
 
@@ -331,6 +341,13 @@ GOALS = f"""\
 | bf16 with fp32 moments, 1 G: share of the limit's bandwidth |  | not measured |  |
 | the same, absolute |  | not measured |  |
 | 1000 tensors of 4096: host time of a tensor |  | 1000.00 µs |  |
+| 8-bit moments, 1 G: share of its own limit's bandwidth |  | 0.800 |  |
+| 8-bit moments, 1 G: over radam.torch with float32 moments |  | 0.600 |  |
+| split master, 8-bit moments, 1 G: share of its own limit's bandwidth |  | not measured |  |
+| split master, 8-bit moments, 1 G: over radam.torch with float32 moments |  | not measured |  |
+| stochastic, 8-bit moments, 1 G: share of its own limit's bandwidth |  | not measured |  |
+| stochastic, 8-bit moments, 1 G: over radam.torch with float32 moments |  | not measured |  |
+| max_grad_norm, fp32, 1 G: over the step alone |  | 1.125 |  |
 
 {MADE_UP}, 1 GiB, driver 0; a made-up CPU, 1 cores, none, none; radam 0; 2000-01-01
 """

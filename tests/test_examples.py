@@ -1,4 +1,4 @@
-"""What the README and the examples show runs as it stands, and says what is true."""
+"""What the README, the pages and the examples show runs as it stands, and says what is true."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 SHORTER = {"tiny_gpt.py": ("--steps", "20", "--no-plot")}  # the others take some seconds as they are
-BLOCKS = [(README.count("\n", 0, m.start(1)), m[1]) for m in re.finditer(r"^```python\n(.*?)^```", README, re.M | re.S)]
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/low_precision.md")}
+BLOCKS = [
+    (page, text.count("\n", 0, found.start(1)), found[1])
+    for page, text in PAGES.items()
+    for found in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S)
+]
 
 
 def test_there_are_examples_to_run() -> None:
     assert len(SCRIPTS) >= 4
-    assert len(BLOCKS) >= 4
-    assert len(BLOCKS) == README.count("```python"), "a block is not closed, or indented"
+    for page, text in PAGES.items():
+        blocks = [code for name, _, code in BLOCKS if name == page]
+        assert len(blocks) >= 4
+        assert len(blocks) == text.count("```python"), "a block is not closed, or indented"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.name))
@@ -34,10 +41,12 @@ def test_every_example_runs_without_a_warning_and_leaves_no_file(script: Path, t
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("line", "code"), BLOCKS, ids=lambda value: f"line{value}" if isinstance(value, int) else "")
-def test_every_block_of_the_readme_runs(line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "line", "code"), BLOCKS, ids=[f"{page}:{line}" for page, line, _ in BLOCKS])
+def test_every_block_of_a_page_runs(
+    page: str, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile("\n" * line + code, str(ROOT / "README.md"), "exec"), {"__name__": "__main__"})
+    exec(compile("\n" * line + code, str(ROOT / page), "exec"), {"__name__": "__main__"})
 
 
 def test_the_convention_table_of_the_readme_is_that_of_the_code() -> None:
@@ -56,10 +65,18 @@ def test_the_convention_table_of_the_readme_is_that_of_the_code() -> None:
     }
 
 
-def test_every_file_that_the_readme_links_to_exists() -> None:
-    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_heading_that_a_page_links_to_exists(page: str) -> None:
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if "://" not in target]
     assert targets
-    assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
+    for target in targets:
+        name, _, heading = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), target
+        if heading:
+            text = path.read_text(encoding="utf-8")
+            titles = [re.sub(r"[^\w -]", "", title.lower()) for title in re.findall(r"^#+ (.*)$", text, re.M)]
+            assert heading in [title.replace(" ", "-") for title in titles], target
 
 
 def test_the_bench_table_is_that_of_the_run_that_is_linked_below_it() -> None:

@@ -32,7 +32,7 @@ class LawStep:
         if not param.is_floating_point():
             raise TypeError(f"{name} has dtype {param.dtype}; accepted are floating-point and complex ones")
         moments = moment_dtype(param.dtype)
-        for role, tensor in zip(("the gradient", "exp_avg", "exp_avg_sq"), memory[1:]):
+        for role, tensor in zip(("the gradient", "exp_avg", "exp_avg_sq"), memory[1:4]):
             wanted_dtype = moments if role != "the gradient" else tensor.dtype
             for what, found, wanted in (
                 ("has shape", tuple(tensor.shape), tuple(param.shape)),
@@ -68,7 +68,7 @@ class LawStep:
 
     def compute(self) -> None:
         """Compute what the parameter and its moments become; autograd watches a differentiable group."""
-        param, *others = self._memory[:-1]
+        param, *others = self._memory[:4]
         with torch.set_grad_enabled(self._watched):
             # A clone, for autograd may keep p for its product with a traced lr, and p changes in place later.
             old = (x.to(self._dtype) for x in (param.clone() if self._watched else param, *others))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -10,19 +11,20 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
-from .. import _step
+from .. import _step, clipping
 from ..conventions import CONVENTIONS, Convention, find_convention
-from . import amp, op, rules, run, settings, state
-from .unwrap import has_kernel, local_in_graph
+from ..precision import Precision, StateDtype
+from . import amp, clip, codes, op, rules, run, saved, settings, state
+from .traced import Traced
+from .unwrap import agreed, has_kernel
 
 F = TypeVar("F", bound=Callable[..., Any])
 _untraced: Callable[[F], F] = torch._disable_dynamo  # type: ignore[attr-defined, assignment]
 NonFinite = Literal["propagate", "skip", "raise"]
 
 
-class RAdam(torch.optim.Optimizer):
+class RAdam(Traced):
     """Rectified Adam in place of torch.optim.RAdam: the same arguments, errors and checkpoints, and faster.
 
     With m and v the moving averages of the gradient and its square, a step is p -= lr * r * sqrt(1 - beta2^t) /
@@ -49,10 +51,29 @@ class RAdam(torch.optim.Optimizer):
             "raise" FloatingPointError. The latter two change nothing; ``skipped_steps`` counts.
         fused_amp: let torch.amp.GradScaler leave the unscaling to the step: gradients stay as they are, and a step that
             finds an inf changes nothing, the step counts included.
+        master_weights: keep what rounding a 16-bit parameter loses, so that it moves as a float32 one would: for
+            bfloat16 the lower 16 bits, 2 bytes an element (the parameter is its weight rounded to nearest, ties away
+            from zero); for float16 a float32 copy, 4 bytes, taken anew from a parameter that somebody wrote.
+        stochastic_rounding: round 16-bit parameters up or down at random, so that small updates count on average. The
+            bits depend on the seed, the parameter's place in the optimizer, its step count and the element's index in
+            the whole parameter, so that a sharded one gets the same.
+        seed: of random roundings, those of moments too; from 0 to 2^64 - 1. A loaded state dict brings its own.
+        state_dtype: what the moments are kept in: "float32"; "bfloat16", half as large; "8bit", a quarter: codes with a
+            float32 scale for each 128 elements. They are rounded at random. Blocks are cut in this process's memory,
+            so that 8-bit moments of shards have other bits than those of the whole. Moments of float64 and complex
+            parameters stay as they are.
+        min_8bit_size: parameters with fewer elements keep float32 moments.
+        max_grad_norm: scale all gradients down to this norm over all of them together, as
+            torch.nn.utils.clip_grad_norm_, also over the processes that share DTensors, which must all step; inf only
+            measures. ``grad_norm`` has the norm. Gradients are not written.
+        max_tensor_grad_norm: the same for each parameter by itself; not for DTensors in pieces.
+        max_grad_value: cut each element of the gradients to at most this, either way.
 
     Raises:
-        ValueError: if a hyperparameter is out of range, as torch.optim.RAdam raises it.
-        TypeError: if params are no tensors.
+        ValueError: if a hyperparameter is out of range, as torch.optim.RAdam raises it; if an option is, or two of them
+            exclude each other.
+        TypeError: if params are no tensors, or an option is of another type.
+        RuntimeError: at the step, if a parameter that no kernel reaches is to be clipped or kept in fewer bits.
 
     A step on the CPU happens wholly or not at all: after an error nothing has changed.
 
@@ -69,8 +90,10 @@ class RAdam(torch.optim.Optimizer):
     Source: Liu et al. 2020, https://arxiv.org/abs/1908.03265; the interface is torch.optim.RAdam's in PyTorch 2.13.
     """
 
-    convention: Convention
     nonfinite: NonFinite
+
+    max_tensor_grad_norm: float | None
+    max_grad_value: float | None
 
     @_untraced  # the operator could not see an optimizer that is made in its own graph
     def __init__(
@@ -89,6 +112,14 @@ class RAdam(torch.optim.Optimizer):
         convention: str | Convention = "torch",
         nonfinite: NonFinite = "propagate",
         fused_amp: bool = False,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        state_dtype: StateDtype = "float32",
+        min_8bit_size: int = 4096,
+        max_grad_norm: float | None = None,
+        max_tensor_grad_norm: float | None = None,
+        max_grad_value: float | None = None,
     ) -> None:
         if nonfinite not in ("propagate", "skip", "raise"):
             raise ValueError(f"nonfinite must be 'propagate', 'skip' or 'raise', got {nonfinite!r}")
@@ -107,6 +138,11 @@ class RAdam(torch.optim.Optimizer):
         self.convention = find_convention(convention)
         self.nonfinite = nonfinite
         self.fused_amp = fused_amp
+        self.precision = Precision(master_weights, stochastic_rounding, state_dtype, min_8bit_size, seed)
+        clipping.check(max_grad_norm, max_tensor_grad_norm, max_grad_value)
+        self.max_grad_norm, self.max_tensor_grad_norm = max_grad_norm, max_tensor_grad_norm
+        self.max_grad_value = max_grad_value
+        self._check_differentiable(defaults)
         self._skipped = amp.Skipped()
         self._set_up()
         self._is_made = False
@@ -123,12 +159,16 @@ class RAdam(torch.optim.Optimizer):
         self._handle = op.register(self)
         self._opt_called = False
         self._all_plain = True  # as far as the last step knows; only speed hangs on it
+        self._norms = clip.Norms()
+        self._nothing = torch.zeros((), device="cpu")
         self._step_supports_amp_scaling = self.fused_amp  # GradScaler asks for it
 
     def _note_params(self) -> None:
         """Keep what a step needs to know of param_groups and state without looking at all of them."""
         self._noted = len(self.state)
         self._params = [group["params"] for group in self.param_groups]
+        self._keys = state.KEYS if self.precision.is_plain else state.STORED_KEYS
+        self._ranks = clip.Ranks([param for params in self._params for param in params])
         made: dict[int, dict[str, Any]] = {}
         self._entries = [
             [self.state[p] if p in self.state else made.setdefault(id(p), {}) for p in params]
@@ -153,6 +193,22 @@ class RAdam(torch.optim.Optimizer):
         self._skipped = amp.Skipped()
         self._skipped.here = count
 
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of all gradients of the last step, before clipping; inf or NaN where that step was left out for it.
+
+        None before the first step with max_grad_norm or max_tensor_grad_norm. Waits for a device that has it.
+        """
+        return self._norms.read()
+
+    def _check_differentiable(self, group: Mapping[str, Any]) -> None:
+        is_clipped = any(getattr(self, name) is not None for name in clipping.OPTIONS)
+        if group["differentiable"] and (is_clipped or not self.precision.is_plain):
+            raise ValueError(
+                "differentiable=True goes with neither clipping nor weights or moments in fewer bits: PyTorch's own "
+                "operations take such a step"
+            )
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters: a dict with "params" and any hyperparameters of its own.
 
@@ -163,6 +219,7 @@ class RAdam(torch.optim.Optimizer):
         group = self.param_groups.pop()
         settings.check(group)
         settings.is_decoupled(group, self.convention)
+        self._check_differentiable(group)
         self.param_groups.append(group)
         if self._is_made:
             self._note_params()
@@ -225,17 +282,54 @@ class RAdam(torch.optim.Optimizer):
     def _take_step(self) -> None:
         if len(self.state) != self._noted:
             self._note_params()  # somebody took parameters or states away, and may want their memory back
-        there = self._for_devices(p for params in self._params for p in params if p.grad is not None)
-        scale = amp.inverse_scale(self) if self.fused_amp and there is None else 1.0
+        there, clipped, scale = self._before() if self._is_unusual() else (None, None, 1.0)
         if scale is None:
             self._skipped.here += 1
             return
         happened: bool | None = None
-        if self._all_plain and not self._any_inference and not rules.is_watched() and not rules.is_transformed():
-            happened = run.as_they_are(self.param_groups, self.state, self._settings, self.nonfinite, scale, there)
-        if happened is None:
-            happened = self._take_careful_step(scale, there)
+        plain = self._all_plain and not self._any_inference and (clipped is None or not clipped.is_over_ranks)
+        try:
+            if plain and not rules.is_watched() and not rules.is_transformed():
+                groups, precision = self.param_groups, self.precision
+                happened = run.as_they_are(
+                    groups, self.state, self._settings, self.nonfinite, scale, self._keys, precision, there, clipped
+                )
+            if happened is None:
+                happened = self._take_careful_step(scale, there, clipped)
+        finally:
+            if clipped is not None:
+                clipped.note()
         self._skipped.here += not happened
+
+    def _is_unusual(self) -> bool:
+        """Whether gradients are scaled, clipped or looked at."""
+        is_clipped = self.max_grad_norm is not None or self.max_tensor_grad_norm is not None
+        return self.fused_amp or self.nonfinite == "skip" or is_clipped or self.max_grad_value is not None
+
+    def _before(self) -> tuple[amp.Numbers | None, clip.Clip | None, float | None]:
+        """Return what devices read by themselves, how to clip, and what the host multiplies by or None for a skip."""
+        present = [p for params in self._params for p in params if p.grad is not None]
+        there, clipped = self._for_devices(present), self._clip(present)
+        return there, clipped, self._scale(there, clipped)
+
+    def _clip(self, present: list[Tensor]) -> clip.Clip | None:
+        """Return how this step clips the gradients, of these parameters."""
+        if self.max_grad_norm is None and self.max_tensor_grad_norm is None and self.max_grad_value is None:
+            return None
+        found = clipping.check(self.max_grad_norm, self.max_tensor_grad_norm, self.max_grad_value)
+        assert found is not None
+        return clip.Clip(*found, self._ranks, self._norms, clip.devices_of(present))
+
+    def _scale(self, there: amp.Numbers | None, clipped: clip.Clip | None) -> float | None:
+        """Return what the host multiplies gradients by, or None where GradScaler, of any process, found an inf."""
+        if not self.fused_amp or there is not None:
+            return 1.0
+        scale = amp.inverse_scale(self)
+        if clipped is not None and clipped.is_over_ranks and not agreed(scale is not None, clipped.meshes):
+            scale = None  # no process may wait for the sums of one that has left
+        if scale is None and clipped is not None:
+            clipped.note_unknown()
+        return scale
 
     def _for_devices(self, params: Iterable[Tensor]) -> amp.Numbers | None:
         """Return what the devices of these read by themselves; None where there is nothing, or the host must know."""
@@ -247,13 +341,13 @@ class RAdam(torch.optim.Optimizer):
             return None
         return amp.for_devices(self if self.fused_amp else None, devices, self._skipped)
 
-    def _take_careful_step(self, scale: float, there: amp.Numbers | None) -> bool:
+    def _take_careful_step(self, scale: float, there: amp.Numbers | None, clipped: clip.Clip | None) -> bool:
         """Step what has no state yet, or is no plain tensor."""
-        fresh = state.Fresh(self.state, self.fused_amp)
+        fresh = state.Fresh(self.state, self.precision, self.fused_amp)
         happened = False
         try:
             batches = self._batches(fresh, scale)
-            happened = self._run(batches, there)
+            happened = self._run(batches, there, clipped)
         finally:
             if not happened:
                 fresh.take_back()
@@ -263,19 +357,20 @@ class RAdam(torch.optim.Optimizer):
     def _batches(self, fresh: state.Fresh, scale: float) -> list[run.Batch]:
         """Return the parameters that have a gradient, with their states, which are made where they are missing."""
         batches = []
-        for number, group in enumerate(self.param_groups):
-            found = _step.collect(group["params"], self.state, state.KEYS)
+        for number, (group, first) in enumerate(zip(self.param_groups, run.firsts(self.param_groups))):
+            found = _step.collect(group["params"], self.state, self._keys)
             if not found[-1]:
                 continue
             if found[-2]:
                 fresh.add(group, number, found[-2])
                 self._note_params()
-                found = _step.collect(group["params"], self.state, state.KEYS)
-            params, grads, exp_avgs, exp_avg_sqs, steps, _, _ = found
-            batches.append(run.Batch(number, group, params, grads, exp_avgs, exp_avg_sqs, steps, scale))
+                found = _step.collect(group["params"], self.state, self._keys)
+            params, grads, exp_avgs, exp_avg_sqs, steps, *stored, _, _ = found
+            lists = (params, grads, exp_avgs, exp_avg_sqs, steps, stored)
+            batches.append(run.Batch(number, group, *lists, scale, first))
         return batches
 
-    def _run(self, batches: list[run.Batch], there: amp.Numbers | None) -> bool:
+    def _run(self, batches: list[run.Batch], there: amp.Numbers | None, clipped: clip.Clip | None) -> bool:
         if self._any_inference:
             rules.refuse_inference(batches)
         if batches and rules.is_transformed():
@@ -283,13 +378,15 @@ class RAdam(torch.optim.Optimizer):
                 batches[0].changed()[0].mul_(1)  # torch.func.grad refuses to change what it has not seen made
         watched = rules.is_watched() and not any(batch.group["differentiable"] for batch in batches)
         if batches and (watched or all(run.stand_ins(batches))):
-            return self._run_watched(batches)
+            return self._run_watched(batches, there, clipped)
         self._all_plain = run.all_plain(batches)
-        return self._run_apart(batches, there)
+        return self._run_apart(batches, there, clipped)
 
-    def _run_apart(self, batches: list[run.Batch], there: amp.Numbers | None) -> bool:
+    def _run_apart(self, batches: list[run.Batch], there: amp.Numbers | None, clipped: clip.Clip | None) -> bool:
         counts = self._prepared(batches)
-        step = partial(run.taken_apart, batches, self._settings, self.nonfinite, self.defaults["differentiable"])
+        differentiable = self.defaults["differentiable"]
+        step = partial(run.taken_apart, batches, self._settings, self.nonfinite, self.precision, differentiable)
+        step = partial(step, clip=clipped)
         happened = step(amp=there, on_commit=counts.keep)
         if happened is not None:
             return happened
@@ -307,88 +404,6 @@ class RAdam(torch.optim.Optimizer):
             rules.check_capturable(batch)
         return counts
 
-    def _run_watched(self, batches: list[run.Batch]) -> bool:
-        """Step while a mode of PyTorch's watches, or replaces, every operation; or tensors without values."""
-        counts = None
-        if not any(run.stand_ins(batches)):
-            batches[0].changed()[0].detach()  # FakeTensorMode refuses a real tensor
-            # PyTorch notes the change before the operator runs, so that all must be known to be well by then.
-            with _disable_current_modes():
-                counts = self._prepared(batches)
-                if not run.is_possible(batches, self._settings, self.nonfinite):
-                    return False
-        items = [item for batch in batches for item in run.items_of(batch)]
-        lists = [list(column) for column in zip(*(item.memory for item in items))]
-        places = [number for item in items for number in (item.batch.number, item.place)]
-        recorded = op.recorded(self.param_groups, self.convention, self.nonfinite, batches[0].grad_scale)
-        with torch.no_grad():
-            op.step_(*lists, places, self._handle, recorded)
-        if counts is not None:
-            counts.keep()
-        # Of DTensors and the like the operator saw only what they hold.
-        torch.autograd.graph.increment_version([tensor for batch in batches for tensor in batch.changed()])
-        return True
-
-    def _traced_step(self) -> None:
-        """Step in a graph that torch.compile makes: the states that are missing, then one operator.
-
-        It keeps away from param_groups, whose every value the compiler would take for constant, and from state, whose
-        keys would tie the graph to the gradients of now.
-        """
-        lists: tuple[list[Tensor], ...] = ([], [], [], [], [])
-        places: list[int] = []
-        for number, (params, states) in enumerate(zip(self._params, self._entries)):
-            for place, (param, entry) in enumerate(zip(params, states)):
-                if param.grad is None:
-                    continue
-                if "step" not in entry:
-                    on_device = state.counts_on_device(param, self.defaults, self.fused_amp)
-                    entry.update(state.create(param, on_device))
-                tensors = local_in_graph(param, param.grad, entry["exp_avg"], entry["exp_avg_sq"], entry["step"])
-                for column, tensor in zip(lists, tensors):
-                    column.append(tensor)
-                places += (number, place)
-        if places:
-            op.step_(*lists, places, self._handle)
-
-    def step_tensors(self, places: Iterable[tuple[int, int]], lists: op.Lists) -> None:
-        """Step tensors that stand for those of these parameters; what the operator radam::step_ does."""
-        places = list(places)
-        fresh = self._check_traced(places)
-        self._opt_called = True
-        with self._turn:
-            there = self._for_devices(lists[0])
-            scale = amp.inverse_scale(self) if self.fused_amp and there is None else 1.0
-            if scale is None:
-                self._skipped.here += 1
-                return
-            batches = run.batches_of(self.param_groups, places, lists, scale)
-            self._skipped.here += not self._run_apart(batches, there)
-        self.state.update(fresh)
-        self._noted = len(self.state)
-
-    def _check_traced(self, places: Iterable[tuple[int, int]]) -> dict[Tensor, dict[str, Any]]:
-        """Refuse a graph that was made for other parameters or states; return the states that it makes itself."""
-        traced = [(id(params), len(states)) for params, states in zip(self._params, self._entries)]
-        if traced != [(id(group["params"]), len(group["params"])) for group in self.param_groups]:
-            self._note_params()
-            raise RuntimeError(
-                "param_groups was edited by hand since this step was compiled; nothing was changed, and the next step "
-                "takes the new ones"
-            )
-        fresh = {}
-        for number, place in places:
-            param, entry = self._params[number][place], self._entries[number][place]
-            if param not in self.state and not (entry and entry["step"].item()):  # it may be of a step left out
-                fresh[param] = entry
-            elif param not in self.state or self.state[param] is not entry:
-                self._note_params()
-                raise RuntimeError(
-                    f"the state of parameter {place} of group {number} was replaced by hand since this step was "
-                    "compiled; nothing was changed, and the next step takes the new one"
-                )
-        return fresh
-
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, to None or to zeros; torch's own, but for torch.compile, which it would stop."""
         if not torch.compiler.is_compiling():
@@ -404,17 +419,25 @@ class RAdam(torch.optim.Optimizer):
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as torch.optim.RAdam does; either class loads it.
+        """Return the state as torch.optim.RAdam does; either class loads it, unless something is in fewer bits.
 
-        Where the convention steps otherwise than torch's, an entry "convention" says how.
+        Where the convention steps otherwise than torch's, an entry "convention" says how. Where something is in fewer
+        bits there are entries "version" and "seed", and in the state of a parameter "exp_avg_code", "exp_avg_scale"
+        and so on instead of "exp_avg", or "remainder" or "master". Of DTensors 8-bit moments become float32 ones and
+        remainders int32 ones, so that any number of processes can load them.
         """
-        saved = super().state_dict()
-        if state.kind(self.convention) != state.kind(CONVENTIONS["torch"]):
-            saved["convention"] = state.kind(self.convention)
-        return saved
+        found = super().state_dict()
+        if not self.precision.is_plain:
+            found["state"] = {key: codes.as_sent(entry) for key, entry in found["state"].items()}
+        found.update(saved.marks(self.convention, self.precision))
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what state_dict of this class or of torch.optim.RAdam gave. The tensors are copied.
+
+        The optimizer's own precision stays: moments of 32, 16 or 8 bits are converted from one to the other, and master
+        weights that were not saved begin as the parameters are. The seed is the saved one, so that a run goes on with
+        the same bits.
 
         Raises:
             ValueError: naming what is missing, of the wrong shape, kind or value, or an entry "convention" that is not
@@ -427,18 +450,21 @@ class RAdam(torch.optim.Optimizer):
             if changed is not None:
                 state_dict = changed
         with self._turn:
-            loaded, groups = state.read(state_dict, self.param_groups, self.convention)
-            self.__setstate__({"state": loaded, "param_groups": groups})
+            loaded, groups, precision = saved.read(state_dict, self.param_groups, self.convention, self.precision)
+            for group in groups:
+                self._check_differentiable(group)
+            self.__setstate__({"state": loaded, "param_groups": groups, "precision": precision})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("convention", "nonfinite", "fused_amp", "skipped_steps")
+        own = ("convention", "nonfinite", "fused_amp", "skipped_steps", "precision", *clipping.OPTIONS)
         return {**super().__getstate__(), **{key: getattr(self, key) for key in own}}
 
     def __setstate__(self, content: dict[str, Any]) -> None:
         super().__setstate__(content)
         older = {"convention": CONVENTIONS["torch"], "nonfinite": "propagate", "fused_amp": False}
+        older |= {"precision": Precision(), **dict.fromkeys(clipping.OPTIONS)}
         self.__dict__.update({**older, **self.__dict__})
         if "_skipped" not in self.__dict__ or "skipped_steps" in self.__dict__:
             self.skipped_steps = self.__dict__.pop("skipped_steps", 0)
@@ -448,6 +474,13 @@ class RAdam(torch.optim.Optimizer):
         if "_turn" not in self.__dict__:
             self._set_up()
         self._note_params()
+
+    def __repr__(self) -> str:
+        options = {**dataclasses.asdict(self.precision), **{name: getattr(self, name) for name in clipping.OPTIONS}}
+        usual = {**dataclasses.asdict(Precision()), **dict.fromkeys(clipping.OPTIONS)}
+        lines = [f"{name}: {value}" for name, value in options.items() if value != usual[name]]
+        first, *others = super().__repr__().split("\n")
+        return "\n".join([first, *lines, *others])
 
 
 def _callers() -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _step
 
@@ -32,46 +34,57 @@ def has_kernel(device: torch.device) -> bool:
 
 
 class Memory(NamedTuple):
-    """The tensors that a step of one parameter reads and writes."""
+    """The tensors that a step of one parameter reads and writes; None for what this one is stored without."""
 
     param: Tensor
     grad: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
     step: Tensor
+    master: Tensor | None = None
+    exp_avg_scale: Tensor | None = None
+    exp_avg_sq_scale: Tensor | None = None
+
+    def present(self) -> list[Tensor]:
+        """Return those that are there."""
+        return [tensor for tensor in self if tensor is not None]
+
+
+LIKE_PARAM = ("param", "grad", "exp_avg", "exp_avg_sq", "master")
+"""What has the parameter's shape, and is placed as it is."""
 
 
 def memory_of(tensors: Memory, name: str) -> Memory:
     """Return the memory that is to be stepped in this process: local shards, bare tensors, complex numbers as pairs."""
-    if all(map(is_plain, tensors)) and not tensors.param.is_complex():
+    if all(map(is_plain, tensors.present())) and not tensors.param.is_complex():
         return tensors
-    tensors = Memory(*map(_bare, _local(tensors, name)))
+    bare: list[Any] = [None if tensor is None else _bare(tensor) for tensor in _local(tensors, name)]
+    tensors = Memory(*bare)
     if not tensors.param.is_complex():
         return tensors
-    param, grad, exp_avg, exp_avg_sq = map(
-        torch.view_as_real, (tensors.param, tensors.grad.resolve_conj(), tensors.exp_avg, tensors.exp_avg_sq)
-    )
-    return Memory(param, grad, exp_avg, exp_avg_sq, tensors.step)
+    tensors = tensors._replace(grad=tensors.grad.resolve_conj())
+    pairs = {role: torch.view_as_real(x) for role in LIKE_PARAM if (x := getattr(tensors, role)) is not None}
+    return tensors._replace(**pairs)
 
 
 def _local(tensors: Memory, name: str) -> Memory:
     """Return the local shards of DTensors, the gradient's placed as the parameter's."""
     distributed = sys.modules.get("torch.distributed.tensor")
-    sharded = [distributed is not None and isinstance(tensor, distributed.DTensor) for tensor in tensors[:-1]]
+    pieces: dict[str, Any] = {role: x for role in LIKE_PARAM if (x := getattr(tensors, role)) is not None}
+    sharded = [distributed is not None and isinstance(tensor, distributed.DTensor) for tensor in pieces.values()]
     if distributed is None or not any(sharded):
         return tensors
     if not all(sharded):
-        kinds = ", ".join(f"{role} is a {type(x).__name__}" for role, x in zip(Memory._fields[:-1], tensors))
+        kinds = ", ".join(f"{role} is a {type(x).__name__}" for role, x in pieces.items())
         raise RuntimeError(f"{name}: got mixed torch.Tensor and DTensor ({kinds}); all of them must be of one kind")
 
     def placing(tensor: Any) -> Any:
         return tensor.device_mesh, tensor.placements
 
-    pieces: Any = tensors[:-1]
     wanted = placing(tensors.param)
     shards: dict[str, Tensor] = {}
     with torch.no_grad():
-        for role, tensor in zip(Memory._fields, pieces):
+        for role, tensor in pieces.items():
             if placing(tensor) != wanted:
                 if role != "grad":
                     raise ValueError(f"{role} of {name} is placed {tensor.placements}, the parameter {wanted[1]}")
@@ -90,6 +103,40 @@ def local_in_graph(param: Tensor, grad: Any, *state: Tensor) -> tuple[Tensor, ..
     with torch.no_grad():
         placed = grad.redistribute(param.device_mesh, param.placements)
         return tuple(x.to_local() if isinstance(x, distributed.DTensor) else x for x in (param, placed, *state))
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(tensor, distributed.DTensor)
+
+
+Shard = tuple[tuple[int, ...], tuple[int, ...]]
+"""The shape of a whole parameter, and where in it this process has its piece."""
+
+
+def shard_of(param: Tensor) -> Shard | None:
+    """Return where the memory of a DTensor stands in the whole; None for any other tensor.
+
+    None also where the pieces are interleaved, so that no place says it.
+    """
+    if not is_sharded(param):
+        return None
+    found = _place(tuple(param.shape), param.device_mesh, param.placements)  # type: ignore[attr-defined]
+    return found if found is None or not param.is_complex() else ((*found[0], 2), (*found[1], 0))
+
+
+@functools.lru_cache(maxsize=4096)
+def _place(shape: tuple[int, ...], mesh: Any, placements: Any) -> Shard | None:
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    with _disable_current_modes():
+        local, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
+    if len(offsets) != len(shape) or 0 in local:
+        return None  # nothing of it is here
+    if any(offset + here > whole for offset, here, whole in zip(offsets, local, shape)):
+        return None
+    return shape, tuple(int(offset) for offset in offsets)
 
 
 def meshes_of(tensors: Iterable[Tensor]) -> list[Any]:
