@@ -81,7 +81,7 @@ def _draw_row(
     if name == front_end["limit"]:
         text, right, style = f"limit {tables.ms(it['median_s'])} ms", 1.0, {"color": "#555555"}
     else:
-        panel.barh(y, ratio - 1, 0.86, left=1, color=COLOURS[name])
+        panel.barh(y, ratio - 1, 0.86, left=1, color=COLOURS.get(name, RADAM))  # other ways are radam's
         panel.hlines(y, low, high, color="#222222", linewidth=0.9)
         mark = tables.mark(case, front_end, name)
         text = f"{tables.times(ratio)}{TIMES}   {tables.ms(it['median_s'])} ms{mark}"

@@ -38,7 +38,8 @@ _block = np.random.default_rng(0).standard_normal(1 << 18, np.float32)
 # ---- arrays of NumPy, or of a library with its functions
 
 
-def _arrays(library: str, shapes: Shapes, dtype: str, scale: float) -> list[Any]:
+def filled(library: str, shapes: Shapes, dtype: Any, scale: float) -> list[Any]:
+    """Return arrays of a library with numbers in them."""
     xp = importlib.import_module(library)
     block = xp.asarray(_block * np.float32(scale))
     arrays = [xp.empty(shape, dtype) for shape in shapes]
@@ -73,17 +74,17 @@ def limit_on(library: str) -> Make:
 
 
 def _over(library: str, shapes: Shapes, dtype: str) -> tuple[radam.RAdam, list[Any]]:
-    return radam.RAdam(_arrays(library, shapes, dtype, 0.1), lr=LR), _arrays(library, shapes, dtype, 0.01)
+    return radam.RAdam(filled(library, shapes, dtype, 0.1), lr=LR), filled(library, shapes, dtype, 0.01)
 
 
 # ---- PyTorch tensors
 
 
-def _torch_params(shapes: Shapes, dtype: str, device: str) -> list[Any]:
+def torch_params(shapes: Shapes, dtype: str, device: str) -> list[Any]:
     """Return parameters with their gradients."""
     import torch
 
-    def filled(shape: tuple[int, ...], scale: float) -> Any:
+    def filled_tensor(shape: tuple[int, ...], scale: float) -> Any:
         tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
         flat, block = tensor.view(-1), torch.from_numpy(_block * np.float32(scale)).to(device)
         for start in range(0, len(flat), len(block)):
@@ -91,9 +92,9 @@ def _torch_params(shapes: Shapes, dtype: str, device: str) -> list[Any]:
             part.copy_(block[: len(part)])
         return tensor
 
-    params = [torch.nn.Parameter(filled(shape, 0.1)) for shape in shapes]
+    params = [torch.nn.Parameter(filled_tensor(shape, 0.1)) for shape in shapes]
     for param in params:
-        param.grad = filled(param.shape, 0.01)
+        param.grad = filled_tensor(param.shape, 0.01)
     return params
 
 
@@ -103,7 +104,7 @@ def radam_torch(**options: Any) -> Make:
     def make(shapes: Shapes, dtype: str, device: str = "cpu") -> Step:
         from radam.torch import RAdam
 
-        step: Step = RAdam(_torch_params(shapes, dtype, device), lr=LR, **options).step
+        step: Step = RAdam(torch_params(shapes, dtype, device), lr=LR, **options).step
         return step
 
     return make
@@ -115,7 +116,7 @@ def limit_torch(**options: Any) -> Make:
     def make(shapes: Shapes, dtype: str, device: str = "cpu") -> Step:
         from radam.torch import RAdam
 
-        params = _torch_params(shapes, dtype, device)
+        params = torch_params(shapes, dtype, device)
         optimizer = RAdam(params, lr=LR, **options)
         optimizer.step()  # makes the moments
         exp_avgs, exp_avg_sqs, steps = (
@@ -136,7 +137,7 @@ def torch_optimizer(optimizer: str, **options: bool) -> Make:
     def make(shapes: Shapes, dtype: str, device: str = "cpu") -> Step:
         import torch
 
-        step: Step = getattr(torch.optim, optimizer)(_torch_params(shapes, dtype, device), lr=LR, **options).step
+        step: Step = getattr(torch.optim, optimizer)(torch_params(shapes, dtype, device), lr=LR, **options).step
         return step
 
     return make

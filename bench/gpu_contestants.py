@@ -15,6 +15,7 @@ from contestants import (
 )
 from front_ends import CUPY, GRAPH
 from gpu_device import captured
+from gpu_low_precision import LOW_PRECISION, LOW_PRECISION_CASES, TAKE_PART
 
 LARGE = ("limit on torch tensors", "radam.torch", "torch fused AdamW", "torch RAdam foreach")
 FUSED_ADAMW = torch_optimizer("AdamW", fused=True, capturable=True)
@@ -42,6 +43,9 @@ GPU_CASES = {
         Case("1G-bf16", "1 G bfloat16 parameters in 4 arrays", *SIZES, dtype="bfloat16"),
         CASES["resnet50"],
         CASES["1000x4096"],
+        *LOW_PRECISION_CASES,
     )
 }
-ONLY = {"1G": LARGE, "1G-bf16": LARGE}  # who takes part where there is not room for all
+EVERYONE = {**GPU_CONTESTANTS, **LOW_PRECISION}
+# Who takes part where there is not room for all, or where not all are asked; elsewhere those of GPU_CONTESTANTS do.
+ONLY = {"1G": LARGE, "1G-bf16": LARGE, **{case.name: TAKE_PART for case in LOW_PRECISION_CASES}}

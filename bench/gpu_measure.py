@@ -24,7 +24,7 @@ from contestants import (
     those_that_fit,
 )
 from front_ends import CUPY
-from gpu_contestants import GPU_CASES, GPU_CONTESTANTS, ONLY
+from gpu_contestants import EVERYONE, GPU_CASES, GPU_CONTESTANTS, ONLY
 from gpu_device import CLOCKS, DEVICE, Stopwatch, free_bytes, launches, memory_given_back, peak_extra_bytes
 from machine import describe_gpu, describe_machine, gpu_now, warn_if_busy, why_no_cuda
 from measure import no_collection, rounds
@@ -43,7 +43,7 @@ def measure_all(found: dict[str, Any], most: int, seconds: float) -> Iterator[No
     without_cupy = why_no_cuda("cupy")
     if without_cupy:
         notes.append(f"Without CuPy arrays: {without_cupy}.")
-    everyone = [c for c in GPU_CONTESTANTS.values() if not (without_cupy and c.front_end is CUPY)]
+    everyone = [c for c in EVERYONE.values() if not (without_cupy and c.front_end is CUPY)]
 
     machine = describe_machine(with_torch=True, with_cupy=not without_cupy)
     machine["gpu"] = describe_gpu()

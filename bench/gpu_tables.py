@@ -57,6 +57,10 @@ def _micros(name: str, clock: str, of: str = "median_s") -> Callable[[Found], fl
     return lambda case: float(_it(case, clock, name)[of]) * (1e6 if of == "median_s" else 1)
 
 
+def _over(name: str, other: str) -> Callable[[Found], float]:
+    return lambda case: float(_it(case, "device", name)["median_s"] / _it(case, "device", other)["median_s"])
+
+
 def _count(name: str, what: str) -> Callable[[Found], float]:
     return lambda case: float(case["launches"][name][what])
 
@@ -71,6 +75,8 @@ def _told(what: str, case: str, value: Callable[[Found], float], shown: Callable
 
 _RADAM, _FOREACH, _ADAMW = "radam.torch", "torch RAdam foreach", "torch fused AdamW"
 _GRAPH = "radam.torch in a graph"
+_EIGHT_BIT, _CLIPPED = "radam.torch, 8-bit moments", "radam.torch, max_grad_norm"
+_SPLIT, _STOCHASTIC = "radam.torch, split master, 8-bit moments", "radam.torch, stochastic, 8-bit moments"
 _GB, _US = "{:.0f} GB/s".format, "{:.2f} µs".format
 
 GOALS = (
@@ -111,6 +117,15 @@ GOALS = (
     _told("bf16 with fp32 moments, 1 G: share of the limit's bandwidth", "1G-bf16", _share(_RADAM), "{:.3f}".format),
     _told("the same, absolute", "1G-bf16", _bandwidth(_RADAM), _GB),
     _told("1000 tensors of 4096: host time of a tensor", "1000x4096", _micros(_RADAM, "host", "us_per_tensor"), _US),
+    *(
+        _told(f"{way.removeprefix('radam.torch, ')}, 1 G: {figure}", case, value, "{:.3f}".format)
+        for way, case in ((_EIGHT_BIT, "1G-low"), (_SPLIT, "1G-bf16-low"), (_STOCHASTIC, "1G-bf16-low"))
+        for figure, value in (
+            ("share of its own limit's bandwidth", _share(way)),
+            ("over radam.torch with float32 moments", _over(way, _RADAM)),
+        )
+    ),
+    _told("max_grad_norm, fp32, 1 G: over the step alone", "1G-low", _over(_CLIPPED, _RADAM), "{:.3f}".format),
 )
 
 

@@ -7,7 +7,7 @@ import gc
 import random
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from contestants import Step
@@ -48,7 +48,18 @@ def rounds(
     for name, turn in turns.items():
         limit, is_radam = turns[front_ends[name].limit], name == front_ends[name].radam
         every[name] = 1 if is_radam else max(1, min(10, round(turn / (3 * limit))))
+    return in_turns(steps, every, most, seconds, order, take_turn)
 
+
+def in_turns(
+    steps: Mapping[str, Step],
+    every: Mapping[str, int],
+    most: int,
+    seconds: float,
+    order: random.Random,
+    take_turn: Callable[[Step], Any] = one_step,
+) -> dict[str, dict[int, Any]]:
+    """Return what a turn gave by contestant and round; in each round, or in each second one (every: 2), and so on."""
     times: dict[str, dict[int, Any]] = {name: {} for name in steps}
     began = time.perf_counter()
     for round_ in range(most):

@@ -45,10 +45,10 @@ def summaries(times: Times, front_ends: Mapping[str, FrontEnd], tensors: int) ->
 
 def _summary(taken: Mapping[int, float], times: Times, front_end: FrontEnd, tensors: int) -> dict[str, Any]:
     limit, radam = times[front_end.limit], times[front_end.radam]
-    median, quartiles = _spread(list(taken.values()))
+    median, quartiles = spread(list(taken.values()))
     # Rounds pair what ran within a second of each other: a slow minute of the machine cancels out of their ratios.
-    over_limit, over_limit_quartiles = _spread([seconds / limit[k] for k, seconds in taken.items()])
-    radam_over_it, radam_over_it_quartiles = _spread([radam[k] / seconds for k, seconds in taken.items()])
+    over_limit, over_limit_quartiles = spread([seconds / limit[k] for k, seconds in taken.items()])
+    radam_over_it, radam_over_it_quartiles = spread([radam[k] / seconds for k, seconds in taken.items()])
     return {
         "repeats": len(taken),
         "median_s": median,
@@ -63,7 +63,8 @@ def _summary(taken: Mapping[int, float], times: Times, front_end: FrontEnd, tens
     }
 
 
-def _spread(values: Sequence[float]) -> tuple[float, list[float]]:
+def spread(values: Sequence[float]) -> tuple[float, list[float]]:
+    """Return the median and the quartiles."""
     if len(values) == 1:
         return values[0], [values[0], values[0]]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -71,12 +72,15 @@ def _spread(values: Sequence[float]) -> tuple[float, list[float]]:
 
 
 def write(
-    found: Mapping[str, Any], name: Path, markdown: Callable[[Mapping[str, Any]], str] = tables.markdown
+    found: Mapping[str, Any],
+    name: Path,
+    markdown: Callable[[Mapping[str, Any]], str] = tables.markdown,
+    draw: Callable[[Mapping[str, Any], Path], bool] = chart.draw,
 ) -> list[Path]:
     """Write NAME.json, NAME.md and, where Matplotlib is installed, NAME.png. Returns what was written."""
     paths = [write_json(found, name), *(name.with_name(name.name + end) for end in (".md", ".png"))]
     paths[1].write_text(markdown(found), encoding="utf-8")
-    return paths if chart.draw(found, paths[2]) else paths[:2]
+    return paths if draw(found, paths[2]) else paths[:2]
 
 
 def write_json(found: Mapping[str, Any], name: Path) -> Path:

@@ -22,6 +22,7 @@ import radam
 import report
 import tables
 from cases import CASES, Case, Shapes, element_count
+from command_line import names, positive, threads
 from contestants import (
     CONTESTANTS,
     WARM_UP_STEPS,
@@ -91,35 +92,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cores = radam.get_num_threads()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def names(known: Sequence[str]) -> Any:
-        def parse(text: str) -> list[str]:
-            wanted = [name.strip() for name in text.split(",")]
-            for name in wanted:
-                if name not in known:
-                    raise argparse.ArgumentTypeError(f"{name!r} is none of: {', '.join(known)}")
-            return list(dict.fromkeys(wanted))
-
-        return parse
-
-    def threads(text: str) -> list[int]:
-        try:
-            counts = [cores if part.strip() == "all" else int(part) for part in text.split(",")]
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} holds neither 'all' nor a number") from None
-        if min(counts) < 1:
-            raise argparse.ArgumentTypeError("there must be at least one thread")
-        return list(dict.fromkeys(counts))
-
-    def positive(kind: type[int] | type[float]) -> Any:
-        def parse(text: str) -> int | float:
-            number = kind(text)
-            if number <= 0:
-                raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-            return number
-
-        parse.__name__ = kind.__name__  # for argparse's message
-        return parse
-
     add = parser.add_argument
     add("--quick", action="store_true", help="small arrays and few rounds")
     add(
@@ -137,7 +109,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"of: {', '.join(CONTESTANTS)}; default: all; the limit and radam on the same kind of arrays always run",
     )
     add("--huge-pages", action="store_true", help="let PyTorch ask Linux for huge pages, as NumPy always does")
-    add("--threads", type=threads, default="1,all", metavar="N,M", help=f"default: 1,all (all is {cores} here)")
+    add("--threads", type=threads(cores), default="1,all", metavar="N,M", help=f"default: 1,all (all is {cores} here)")
     add("--rounds", type=positive(int), help="at most this many timed steps of each; default: 100, quick 10")
     add("--seconds", type=positive(float), help="about this long per case and thread count; default: 25, quick 2")
     add("--seed", type=int, default=0, help="of the order in which the contestants take turns; default: 0")
