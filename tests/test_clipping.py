@@ -252,3 +252,20 @@ def test_adam_clips_as_well() -> None:
     optimizer.step(grads=[np.full(4, 3, np.float32)])
     assert optimizer.grad_norm == 6.0
     assert np.allclose(optimizer.state[0]["exp_avg"], 0.1 * 0.5)
+
+
+@pytest.mark.parametrize("option", ["max_grad_norm", "max_tensor_grad_norm"])
+def test_no_limit_changes_nothing_where_the_norm_is_too_large_for_a_number(option: str) -> None:
+    steps = []
+    for limit in (None, np.inf):
+        p = np.ones(2)
+        radam.RAdam([p], lr=0.1, nonfinite="raise", **{option: limit}).step(grads=[np.full(2, 1e200)])
+        steps.append(p)
+    assert steps[0].tobytes() == steps[1].tobytes()
+    assert np.isfinite(steps[0]).all()
+
+
+@pytest.mark.parametrize("option", ["max_grad_norm", "max_grad_value", "state_dtype", "master_weights", "seed"])
+def test_an_option_of_the_whole_optimizer_is_refused_in_a_group(option: str) -> None:
+    with pytest.raises(ValueError, match=f"'{option}', which holds for a whole optimizer"):
+        radam.RAdam([{"params": [np.zeros(3)], option: 1}])

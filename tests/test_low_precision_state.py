@@ -481,3 +481,21 @@ def test_a_skipped_step_changes_nothing_and_draws_the_same_bits_later(way: str) 
         optimizer.step(grads=bad)
     assert optimizer.skipped_steps == 4
     assert state_bits(optimizer) == state_bits(other)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_keeps_8_bit_moments_of_a_parameter_in_an_order_of_its_own(protocol: int) -> None:
+    def squares(optimizer: radam.RAdam) -> Any:
+        plain = radam.RAdam([np.zeros(p.shape, np.float32)])
+        plain.load_state_dict(optimizer.state_dict())
+        return plain.state[0]["exp_avg_sq"]
+
+    p = np.zeros((16, 64, 24), np.float32).transpose(2, 0, 1)  # neither C nor Fortran order
+    sizes = (10.0 ** np.linspace(-4, 0, 16)).astype(np.float32).reshape(1, -1, 1)
+    rng = np.random.default_rng(0)
+    optimizer = radam.RAdam([p], lr=0.0, state_dtype="8bit")
+    for _ in range(20):
+        optimizer.step(grads=[(rng.standard_normal(p.shape) * sizes).astype(np.float32)])
+    ratio = squares(pickle.loads(pickle.dumps(optimizer, protocol))) / squares(optimizer)
+    assert ratio.min() > 0.8
+    assert ratio.max() < 1.25

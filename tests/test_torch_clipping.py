@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from gloo_processes import AVAILABLE, in_processes
 from radam.torch import RAdam
+from radam.torch.clip import Clip
 
 distributed = pytest.mark.skipif(not AVAILABLE, reason="needs gloo and a fork server")
 
@@ -424,3 +427,50 @@ def train_with_fsdp() -> None:
 @distributed
 def test_fsdp_trains_as_one_process_does() -> None:
     in_processes(2, train_with_fsdp)
+
+
+def test_the_norm_of_no_gradients_is_zero_and_of_no_clipping_none() -> None:
+    param = torch.nn.Parameter(torch.ones(300))
+    param.grad = torch.ones(300)
+    optimizer = RAdam([param], max_grad_norm=1.0)
+    optimizer.step()
+    assert optimizer.grad_norm == pytest.approx(300**0.5)
+    param.grad = None
+    optimizer.step()
+    assert optimizer.grad_norm == 0.0
+    optimizer.max_grad_norm = None
+    assert optimizer.grad_norm is None
+
+
+@pytest.mark.parametrize("option", ["max_grad_norm", "state_dtype", "min_8bit_size"])
+def test_an_option_of_the_whole_optimizer_is_refused_in_a_group(option: str) -> None:
+    with pytest.raises(ValueError, match=f"'{option}', which holds for a whole optimizer"):
+        RAdam([{"params": [torch.nn.Parameter(torch.ones(3))], option: 1}])
+
+
+def test_what_adds_up_over_processes_lets_go_of_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+
+    class Ranks:
+        in_pieces = False
+        meshes: tuple[Any, ...] = ()
+
+        def total(self, params: Any, sums: list[float]) -> float:
+            return sum(sums)
+
+    class Noted(Clip):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("radam.torch.clip.Clip", Noted)
+    param = torch.nn.Parameter(torch.ones(300))
+    param.grad = torch.ones(300)
+    optimizer = RAdam([param], max_grad_norm=1.0)
+    optimizer._ranks = Ranks()
+    for _ in range(3):
+        optimizer.step()
+    gc.collect()
+    assert optimizer.grad_norm == pytest.approx(300**0.5)
+    assert len(made) == 3
+    assert [ref() for ref in made] == [None] * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 import pickle
 from collections.abc import Iterator
@@ -338,3 +339,30 @@ def test_a_saved_optimizer_of_an_older_version_has_no_options() -> None:
     assert older.precision.is_plain
     take_steps(older, range(2))
     assert older.grad_norm is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "8bit", "min_8bit_size": 0}], ids=["float32", "8bit"])
+def test_a_model_that_becomes_16_bits_later_gets_its_master_weights(dtype: torch.dtype, options: Any) -> None:
+    model = torch.nn.Linear(16, 16, bias=False)
+    torch.nn.init.ones_(model.weight)
+    optimizer = RAdam(model.parameters(), lr=1e-4, master_weights=True, **options)
+    for step in range(300):
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()
+        if step == 0:
+            model.to(dtype)
+    assert model.weight.dtype is dtype
+    assert model.weight.float().max() < 0.995
+
+
+def test_a_state_loaded_in_inference_mode_steps_outside_of_it() -> None:
+    for source, target in itertools.product(("float32", "bfloat16", "8bit"), repeat=2):
+        param = torch.nn.Parameter(torch.ones(300, dtype=torch.bfloat16))
+        param.grad = torch.ones_like(param)
+        optimizer = RAdam([param], state_dtype=source, min_8bit_size=0)
+        optimizer.step()
+        other = RAdam([param], state_dtype=target, min_8bit_size=0, master_weights=True)
+        with torch.inference_mode():
+            other.load_state_dict(optimizer.state_dict())
+        other.step()

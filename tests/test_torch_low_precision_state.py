@@ -211,3 +211,32 @@ def test_a_state_that_lacks_a_part_is_refused_at_the_step() -> None:
     del optimizer.state[first]["exp_avg_sq_code"]
     with pytest.raises(ValueError, match="parameter 0 of group 0 has 'exp_avg_code' but no 'exp_avg_sq_code'"):
         take_steps(optimizer, range(1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_checkpoint_with_masters_survives_the_way_through_torch(dtype: torch.dtype) -> None:
+    param = torch.nn.Parameter(torch.ones(300, dtype=dtype))
+    param.grad = torch.ones_like(param)
+    optimizer = RAdam([param], master_weights=True)
+    optimizer.step()
+    other = torch.optim.RAdam([param])
+    other.load_state_dict(optimizer.state_dict())
+    other.step()
+    back = RAdam([param], master_weights=True)
+    back.load_state_dict(other.state_dict())
+    back.step()
+    assert back.state[param]["step"] == 3
+
+
+def test_codes_in_another_memory_order_than_the_parameter_are_refused_and_load_anew() -> None:
+    param = torch.nn.Parameter(torch.zeros(128, 16, 8, 8))
+    optimizer = RAdam([param], state_dtype="8bit")
+    param.grad = torch.randn(param.shape)
+    optimizer.step()
+    param.data = param.data.to(memory_format=torch.channels_last)
+    before = param.detach().clone()
+    with pytest.raises(ValueError, match=r"another memory order .* load the state anew"):
+        optimizer.step()
+    assert torch.equal(param, before)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()

@@ -48,11 +48,6 @@ struct StagedScratch {
 
 constexpr double no_limit = std::numeric_limits<double>::infinity();
 
-template <class T>
-RADAM_KERNEL_INLINE T cut_at(double limit, T scale) noexcept {
-    return limit < 1e300 && scale > T(0) ? static_cast<T>(limit) / scale : T(no_limit);
-}
-
 RADAM_KERNEL_INLINE void take_part(const Entry& entry, std::uint32_t tile, StagedScratch& scratch) noexcept {
     const TableView& table = scratch.plain.table;
     const Storing& storing = table.storings()[scratch.plain.entry];

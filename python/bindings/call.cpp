@@ -34,6 +34,12 @@ void fill(Slot& slot, const Entry& entry, const ScheduledStep* step) {
 
 }  // namespace
 
+std::vector<int> slot_order(const Layout& param) {
+    std::vector<int> order = memory_order(param);
+    if (!is_dense(param, order)) std::sort(order.begin(), order.end());
+    return order;
+}
+
 nb::object of_device(nb::handle by_device, int device) {
     if (by_device.is_none()) return nb::none();
     const nb::object key = nb::int_(device);
@@ -236,10 +242,7 @@ void Call::prepare() {
             plain = plain && entry.at(master).layout.strides == nullptr && entry.stored->whole_shape.empty();
         if (plain) continue;
 
-        // The parameter's own memory order, or C order where it has gaps.
-        const Layout& p = entry.arrays[param].layout;
-        std::vector<int> order = memory_order(p);
-        if (!is_dense(p, order)) std::sort(order.begin(), order.end());
+        const std::vector<int> order = slot_order(entry.arrays[param].layout);
         if (entry.stored != nullptr) number_elements(entry, slots_[k], order);
         void** const places[roles] = {&slots_[k].param,          nullptr,
                                       &slots_[k].exp_avg,        &slots_[k].exp_avg_sq,

@@ -37,7 +37,7 @@ constexpr const char* role_names[roles] = {
     "exp_avg of parameter",
     "exp_avg_sq of parameter",
     "max_exp_avg_sq of parameter",
-    "the master weights of parameter",
+    "the master weight of parameter",
     "exp_avg_scale of parameter",
     "exp_avg_sq_scale of parameter",
     "max_exp_avg_sq_scale of parameter",
@@ -127,6 +127,7 @@ private:
     void add_stored(Entry& entry, nanobind::handle parts, bool amsgrad);
     void check_moments(const Entry& entry, bool amsgrad) const;
     void check_master(const Entry& entry) const;
+    void check_order(const Entry& entry, bool amsgrad) const;
     void check_scale(const Entry& entry, Role role) const;
     void place_stored(const Entry& entry, Slot& slot) const;
     void number_elements(const Entry& entry, Slot& slot, const std::vector<int>& order) const;
@@ -172,6 +173,10 @@ private:
     std::deque<StandIn> stand_ins_;
     std::vector<PyObject*> names_;  // of each group, borrowed
 };
+
+// The order of dimensions in which a slot has its elements: the parameter's own in memory, or C order where it has
+// gaps.
+std::vector<int> slot_order(const Layout& param);
 
 // What a dict says of a device: a tuple or an array, or None.
 nanobind::object of_device(nanobind::handle by_device, int device);

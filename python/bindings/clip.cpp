@@ -72,7 +72,9 @@ bool Call::clip(Clip& clip) {
     if (!clip.reduce.is_none()) {
         nb::list sums;
         for (const double sum : sums_) sums.append(sum);
-        total = nb::cast<double>(clip.reduce(sums));
+        const nb::object reduce = clip.reduce, found = reduce(sums);  // which may put another one in its place
+        total = PyFloat_AsDouble(found.ptr());
+        if (total == -1.0 && PyErr_Occurred() != nullptr) throw nb::python_error();
     }
     const double norm = std::sqrt(total);
     clip.norm = norm;

@@ -111,7 +111,8 @@ void limit(const nb::tuple& groups) {
 
 nb::tuple describe(nb::handle array, nb::handle names, std::size_t group, std::size_t index) {
     Imports imports;
-    const Array found = imports.add(array.ptr(), Access::write, {role_names[param], group, index, names.ptr()});
+    const Array found =
+        imports.add(array.ptr(), Access::write_integers, {role_names[param], group, index, names.ptr()});
     const Layout& a = found.layout;
     nb::list shape, order;
     for (int d = 0; d < a.ndim; ++d) shape.append(a.shape[d]);

@@ -12,6 +12,8 @@ namespace radam::python {
 namespace {
 
 constexpr const char* moments_are = "; the moments of a ";
+// Where somebody changed a parameter after its state was made.
+const std::string load_anew = "; load the state anew: optimizer.load_state_dict(optimizer.state_dict())";
 
 bool is_given(const Array& array) { return array.layout.ndim > 0 || array.data != nullptr; }
 
@@ -78,7 +80,7 @@ void Call::check_moments(const Entry& entry, bool amsgrad) const {
     const bool wide = p == DType::fp64;
     if (moments != Moments::full && entry.stored == nullptr)
         refuse_value(where(exp_avg, entry), std::string("has dtype ") + name_of(entry.at(exp_avg).dtype) + moments_are +
-                                                name_of(p) + " parameter are " + name_of(moment_dtype(p)));
+                                                name_of(p) + " parameter are " + name_of(moment_dtype(p)) + load_anew);
     for (const Role role : {exp_avg, exp_avg_sq, max_exp_avg_sq}) {
         if (role == max_exp_avg_sq && !amsgrad) continue;
         const DType found = entry.at(role).dtype;
@@ -89,11 +91,12 @@ void Call::check_moments(const Entry& entry, bool amsgrad) const {
             text += name_of(moment_dtype(p));
         else
             text += std::string("all stored alike, and this one as ") + name_of(wanted);
-        refuse_value(where(role, entry), text);
+        refuse_value(where(role, entry), text + load_anew);
     }
     if (entry.stored == nullptr) return;
     check_master(entry);
     if (moments != Moments::coded) return;
+    check_order(entry, amsgrad);
     check_scale(entry, exp_avg_scale);
     check_scale(entry, exp_avg_sq_scale);
     if (amsgrad) check_scale(entry, max_exp_avg_sq_scale);
@@ -106,10 +109,26 @@ void Call::check_master(const Entry& entry) const {
     const bool fits =
         (p == DType::bf16 && found.dtype == DType::int16) || (p == DType::fp16 && found.dtype == DType::fp32);
     if (!fits)
-        refuse_value(where(master, entry), std::string("have dtype ") + name_of(found.dtype) + ", the parameter " +
-                                               name_of(p) + "; they are int16 for bfloat16 and float32 for float16");
+        refuse_value(where(master, entry), std::string("has dtype ") + name_of(found.dtype) + ", the parameter " +
+                                               name_of(p) + "; it is int16 for bfloat16 and float32 for float16" +
+                                               load_anew);
     if (entry.stored->stochastic)
-        refuse_value(where(master, entry), "leave nothing to be rounded at random; choose one of the two");
+        refuse_value(where(master, entry), "leaves nothing to be rounded at random; choose one of the two");
+}
+
+// The blocks that share a scale are cut in the order of the parameter's memory, in which the codes lie too.
+void Call::check_order(const Entry& entry, bool amsgrad) const {
+    const Layout& p = entry.at(param).layout;
+    bool plain = p.strides == nullptr;
+    for (const Role role : {exp_avg, exp_avg_sq}) plain = plain && entry.at(role).layout.strides == nullptr;
+    if (plain && !(amsgrad && entry.at(max_exp_avg_sq).layout.strides != nullptr)) return;
+    const std::vector<int> order = slot_order(p);
+    for (const Role role : {exp_avg, exp_avg_sq, max_exp_avg_sq}) {
+        if (role == max_exp_avg_sq && !amsgrad) continue;
+        if (!is_dense(entry.at(role).layout, order))
+            refuse_value(where(role, entry),
+                         "is coded in blocks of another memory order than the parameter's" + load_anew);
+    }
 }
 
 void Call::check_scale(const Entry& entry, Role role) const {

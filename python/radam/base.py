@@ -12,7 +12,7 @@ from . import _step, arrays, clipping, groups, state, state_files
 from .conventions import Convention
 from .groups import Array, Group
 from .hooks import Hook, RemovableHandle
-from .precision import Precision
+from .precision import OPTIONS, Precision
 
 NonFinite = Literal["propagate", "skip", "raise"]
 
@@ -84,6 +84,7 @@ class Optimizer:
 
     def _adopt(self, present: list[Group], new: list[Group], stacklevel: int) -> None:
         for g, group in enumerate(new, start=len(present)):
+            clipping.refuse_in_group(group, OPTIONS, f"group {g}")
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
             self._hyperparameters(group, f"group {g}")
@@ -260,8 +261,11 @@ class Optimizer:
     def grad_norm(self) -> float | None:
         """The norm of all gradients of the last step, before clipping; inf or NaN where that step was left out for it.
 
-        None before the first step with max_grad_norm or max_tensor_grad_norm. Reading it waits where a device has it.
+        None before the first step with max_grad_norm or max_tensor_grad_norm, and without either. Reading it waits
+        where a device has it.
         """
+        if self.max_grad_norm is None and self.max_tensor_grad_norm is None:
+            return None
         if self._grad_norm is not None and not isinstance(self._grad_norm, float):
             return float(arrays.to_numpy(self._grad_norm)[0])
         return self._grad_norm
@@ -369,11 +373,15 @@ class Optimizer:
         # Hooks stay behind, as in torch: they seldom pickle, and belong to the program rather than the training.
         with self._turn:
             kept = {k: v for k, v in self.__dict__.items() if k not in ("_turn", "_pre_hooks", "_post_hooks")}
-            return {**kept, "_grad_norm": self.grad_norm}
+            orders = [held.block_orders(g) for g, held in enumerate(self._states)]
+            return {**kept, "_grad_norm": self.grad_norm, "_orders": orders}
 
     def __setstate__(self, content: dict[str, Any]) -> None:
+        orders = content.pop("_orders", [])
         self.__dict__.update(content)
         self._set_up()
+        for g, (held, saved) in enumerate(zip(self._states, orders)):
+            held.cut_again(g, saved)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} (", *(f"{name}: {value}" for name, value in self._unusual().items())]

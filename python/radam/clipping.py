@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import _step
@@ -26,7 +27,8 @@ def check(max_grad_norm: Any, max_tensor_grad_norm: Any, max_grad_value: Any) ->
     name = chosen[0]
     most = _number(name, given[name])
     if math.isnan(most) or most < 0:
-        raise ValueError(f"{name} must be a number, at least 0 (inf only measures), got {most}")
+        measures = "" if name == "max_grad_value" else " (inf only measures)"
+        raise ValueError(f"{name} must be a number, at least 0{measures}, got {most}")
     return ("norm", "tensor", "value")[OPTIONS.index(name)], most
 
 
@@ -39,6 +41,17 @@ def clip_of(
         return None
     kind, most = found
     return _step.Clip(kind, most, reduce if kind == "norm" else None)
+
+
+def refuse_in_group(group: Mapping[str, Any], others: Iterable[str], what: str) -> None:
+    """Refuse a group that sets what holds for the whole optimizer: these options, and others by name.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name in (*OPTIONS, *others):
+        if name in group:
+            raise ValueError(f"{what} has {name!r}, which holds for a whole optimizer: give it there, or make two")
 
 
 def _number(name: str, value: Any) -> float:

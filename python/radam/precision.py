@@ -95,6 +95,9 @@ class Precision:
         return {**found, **self.master(dtype)}
 
 
+OPTIONS = tuple(field.name for field in dataclasses.fields(Precision))
+
+
 def code_key(moment: str) -> str:
     """Return the key of a moment's codes."""
     return f"{moment}_code"

@@ -135,6 +135,27 @@ class GroupState:
             *(self.precision.seed, self._ordinals, None, self.precision.stochastic_rounding),
         )
 
+    def block_orders(self, group: int) -> dict[int, tuple[int, ...]]:
+        """Return the memory order that each coded parameter's blocks are cut in, by index."""
+        coded = [i for i, scale in enumerate(self.scales[MOMENTS[0]]) if scale is not None]
+        return {i: kind_of(self.moments[MOMENTS[0]][i], i, group)[2] for i in coded}
+
+    def cut_again(self, group: int, saved: Mapping[int, tuple[int, ...]]) -> None:
+        """Code moments anew whose blocks were cut in another order than the parameter's: pickles may lose that."""
+        for i, before in saved.items():
+            _, shape, order = kind_of(self._params[i], i, group)
+            if same_order(shape, order, before):
+                continue
+            for name in MOMENTS:
+                codes, scales = self.moments[name][i], self.scales[name][i]
+                if scales is None:
+                    continue
+                values = decoded(to_numpy(codes), to_numpy(scales), before)
+                made, made_scales = encoded(values, order, name == MOMENTS[0])
+                self.moments[name][i] = zeros_like(self._params[i], dtype_name(codes), i, group)
+                assign(self.moments[name][i], made)
+                assign(scales, made_scales)
+
     def of(self, index: int) -> dict[str, Any]:
         """Return the state of one parameter: its step count and its arrays, live. Empty before its first step."""
         if self.steps[index] == 0:
@@ -184,8 +205,8 @@ def to_dict(
                 for name in moments_of(group):
                     if name not in found and code_key(name) not in found:
                         found.update(state.fresh(name, param, i, g))  # amsgrad came after this parameter's last step
-                if any(map(is_code, found)):
-                    _, shape, order = kind_of(param, i, g)
+                if codes := [value for key, value in found.items() if is_code(key)]:
+                    _, shape, order = kind_of(codes[0], i, g)
                     if not same_order(shape, order, range(len(shape))):
                         found["block_order"] = order
                 out["state"][index + i] = found
@@ -380,7 +401,12 @@ def _array(
 def _scales(saved: Mapping[str, Any], key: str, what: str, size: int) -> Array:
     """Return the saved scales of a moment of so many elements."""
     shape = (blocks_of(size),)
-    scales = readable(_entry(saved, key, what))
+    try:
+        scales = readable(_entry(saved, key, what))
+    except (TypeError, ValueError) as error:
+        if str(error).startswith(what):
+            raise
+        raise ValueError(f"{what}[{key!r}] cannot be read as an array: {error}") from None
     if dtype_name(scales) != "float32" or tuple(scales.shape) != shape:
         found = f"{dtype_name(scales)} and has shape {tuple(scales.shape)}"
         raise ValueError(f"{what}[{key!r}] is {found}, but {size} elements have float32 scales of shape {shape}")

@@ -90,10 +90,12 @@ RADAM_INLINE V decode_square(const U& code, const V& unit, const V& unit_lift) n
     return SquareCode::decode(code, unit, unit_lift);
 }
 
-// A scale is the largest magnitude of a block, but not so small that codes would decode to subnormal numbers.
-constexpr std::uint32_t least_scale_bits = (127u - 90u) << 23, infinity_bits = 0x7f800000u;
+// A scale is the largest magnitude of a block, but not so small that codes would decode to subnormal numbers, nor so
+// large that the last one could round to infinity.
+constexpr std::uint32_t least_scale_bits = (127u - 90u) << 23, most_scale_bits = 0x7f7ffff0u,
+                        infinity_bits = 0x7f800000u;
 RADAM_INLINE float scale_of(std::uint32_t most_bits) noexcept {
-    return number_of(most_bits == 0u ? 0u : greater(most_bits, least_scale_bits));
+    return number_of(most_bits == 0u ? 0u : lesser(greater(most_bits, least_scale_bits), most_scale_bits));
 }
 template <class V>
 RADAM_INLINE BitsOf<V> magnitude_bits(const V& x) noexcept {

@@ -33,8 +33,10 @@ RADAM_INLINE double add_pairs(double* sums, std::int64_t count) noexcept {
     return sums[0];
 }
 
-// How much smaller gradients become by clipping, as torch.nn.utils.clip_grad_norm_ has it; NaN for a norm that is.
+// How much smaller gradients become by clipping, as torch.nn.utils.clip_grad_norm_ has it; NaN for a norm that is. No
+// limit clips nothing, also where the norm is too large to be a number.
 RADAM_INLINE double clip_factor(double norm, double most) noexcept {
+    if (most > 0x1.fffffffffffffp1023) return 1.0;
     const double factor = most / (norm + 1e-6);
     return factor > 1.0 ? 1.0 : factor;
 }

@@ -56,6 +56,16 @@ inline bool is_staged(const Slot& slot) noexcept {
            slot.grad_limit < std::numeric_limits<double>::infinity();
 }
 
+// Where gradients that are multiplied by this are cut for the product to stay within a limit; infinity for no limit.
+template <class T>
+RADAM_INLINE T cut_at(double limit, T scale) noexcept {
+    constexpr double none = std::numeric_limits<double>::infinity();
+    constexpr T most = std::numeric_limits<T>::max();
+    if (!(limit < none && scale > T(0))) return static_cast<T>(none);
+    const double at = limit / static_cast<double>(scale);
+    return at < static_cast<double>(most) ? static_cast<T>(at) : most;
+}
+
 RADAM_INLINE constexpr DType moment_dtype(DType param, Moments moments, bool squared) noexcept {
     if (moments == Moments::bf16) return DType::bf16;
     if (moments == Moments::coded) return squared ? DType::uint8 : DType::int8;

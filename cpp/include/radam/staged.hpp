@@ -17,7 +17,7 @@ template <class Isa, class T>
 class Stage {
 public:
     explicit Stage(const Slot& slot) noexcept
-        : slot_(slot), size_(slot), limit_(static_cast<T>(slot.grad_limit)), cuts_(slot.grad_limit < 1e300) {
+        : slot_(slot), size_(slot), cuts_(slot.grad_limit < std::numeric_limits<double>::infinity()) {
         if (slot.weights == Weights::stochastic) weights_ = Draws(slot.seed, slot.ordinal, slot.step->t, Use::weights);
         if (slot.moments != Moments::full) moments_ = Draws(slot.seed, slot.ordinal, slot.step->t, Use::moments);
     }
@@ -49,7 +49,7 @@ public:
         }
         if (cuts_) {
             T* const cut = buffers_.g;
-            const T scale = grad_scale(), most = scale > T(0) ? limit_ / scale : std::numeric_limits<T>::infinity();
+            const T most = cut_at(slot_.grad_limit, grad_scale());
             RADAM_INDEPENDENT
             for (int k = 0; k < block; ++k) {
                 const T g = isa::portable::get(c.g + k);
@@ -125,7 +125,7 @@ private:
     void keep_params(std::int64_t i, const float* p) noexcept {
         if (slot_.weights == Weights::split || slot_.weights == Weights::master) {
             part_block<Isa>(slot_.weights, p, stored_.p, stored_.master);
-        } else if (slot_.weights == Weights::stochastic) {
+        } else if (slot_.weights == Weights::stochastic && size_of(slot_.param_dtype) == 2) {
             std::uint32_t words[block];
             random_words<Isa>(weights_, slot_.positions, i, words);
             round_weights<Isa>(slot_.param_dtype, p, words, stored_.p);
@@ -152,7 +152,6 @@ private:
 
     const Slot& slot_;
     Sizes size_;
-    T limit_;
     bool cuts_;
     Draws weights_, moments_;
     Words words_{};
@@ -295,7 +294,8 @@ void sweep_coded_form(const Tile& tile) noexcept {
         const Computed<float> at = stage.decode(i, tile.end - i < block ? tile.end - i : block);
         const Stored& codes = stage.stored();
         const std::int64_t b = i / block;
-        float* const scales[] = {slot.exp_avg_scale + b, slot.exp_avg_sq_scale + b, slot.max_exp_avg_sq_scale + b};
+        float* const scales[] = {slot.exp_avg_scale + b, slot.exp_avg_sq_scale + b,
+                                 F::amsgrad ? slot.max_exp_avg_sq_scale + b : nullptr};
         Decoded<Isa, SignedCode> now_m(codes.m, scales[0], held[turn].m);
         Decoded<Isa, SquareCode> now_v(codes.v, scales[1], held[turn].v);
         Decoded<Isa, SquareCode> now_v_max(F::amsgrad ? codes.v_max : nullptr, scales[2], held[turn].v_max);

@@ -176,6 +176,13 @@ class Clip:
             elif self._device is not None and first.norms:
                 self._norms.last = self._norms.on(self._device)
 
+    def end(self) -> None:
+        """Keep the norm, and let go of the parameters: the core's objects hold them where no collector looks."""
+        self.note()
+        for made in self._calls:
+            made.reduce = None
+        self._calls = []
+
     def note_unknown(self) -> None:
         """Keep that the norm is not finite, of a step that somebody else found to be so."""
         if self.kind != "value":

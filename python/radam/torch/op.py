@@ -179,4 +179,4 @@ def _replay(settings: Any, places: Iterable[tuple[int, int]], lists: Lists, opti
     read = Settings(Convention(**{**fields, "decay": tuple(fields["decay"])}))
     run.taken_apart(batches, read, nonfinite, Precision(**precision), clip=made)
     if made is not None:
-        made.note()
+        made.end()

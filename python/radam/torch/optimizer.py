@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import _step, clipping
 from ..conventions import CONVENTIONS, Convention, find_convention
-from ..precision import Precision, StateDtype
+from ..precision import OPTIONS, Precision, StateDtype
 from . import amp, clip, codes, op, rules, run, saved, settings, state
 from .traced import Traced
 from .unwrap import agreed, has_kernel
@@ -57,7 +57,9 @@ class RAdam(Traced):
         stochastic_rounding: round 16-bit parameters up or down at random, so that small updates count on average. The
             bits depend on the seed, the parameter's place in the optimizer, its step count and the element's index in
             the whole parameter, so that a sharded one gets the same.
-        seed: of random roundings, those of moments too; from 0 to 2^64 - 1. A loaded state dict brings its own.
+        seed: of random roundings, those of moments too; from 0 to 2^64 - 1. A loaded state dict brings its own; where
+            torch.distributed.checkpoint drops it, give the same one again. Optimizers with one seed draw the same
+            bits: give each its own.
         state_dtype: what the moments are kept in: "float32"; "bfloat16", half as large; "8bit", a quarter: codes with a
             float32 scale for each 128 elements. They are rounded at random. Blocks are cut in this process's memory,
             so that 8-bit moments of shards have other bits than those of the whole. Moments of float64 and complex
@@ -197,9 +199,10 @@ class RAdam(Traced):
     def grad_norm(self) -> float | None:
         """The norm of all gradients of the last step, before clipping; inf or NaN where that step was left out for it.
 
-        None before the first step with max_grad_norm or max_tensor_grad_norm. Waits for a device that has it.
+        None before the first step with max_grad_norm or max_tensor_grad_norm, and without either. Waits for a device
+        that has it.
         """
-        return self._norms.read()
+        return None if self.max_grad_norm is None and self.max_tensor_grad_norm is None else self._norms.read()
 
     def _check_differentiable(self, group: Mapping[str, Any]) -> None:
         is_clipped = any(getattr(self, name) is not None for name in clipping.OPTIONS)
@@ -215,6 +218,8 @@ class RAdam(Traced):
         Raises:
             TypeError, ValueError: as torch does, and if a hyperparameter is out of range; the optimizer is unchanged.
         """
+        if isinstance(param_group, Mapping):
+            clipping.refuse_in_group(param_group, OPTIONS, "a group")
         super().add_param_group(param_group)
         group = self.param_groups.pop()
         settings.check(group)
@@ -298,7 +303,7 @@ class RAdam(Traced):
                 happened = self._take_careful_step(scale, there, clipped)
         finally:
             if clipped is not None:
-                clipped.note()
+                clipped.end()
         self._skipped.here += not happened
 
     def _is_unusual(self) -> bool:
@@ -310,6 +315,8 @@ class RAdam(Traced):
         """Return what devices read by themselves, how to clip, and what the host multiplies by or None for a skip."""
         present = [p for params in self._params for p in params if p.grad is not None]
         there, clipped = self._for_devices(present), self._clip(present)
+        if not present and clipped is not None and clipped.kind != "value" and not clipped.is_over_ranks:
+            self._norms.last = 0.0
         return there, clipped, self._scale(there, clipped)
 
     def _clip(self, present: list[Tensor]) -> clip.Clip | None:
@@ -361,8 +368,11 @@ class RAdam(Traced):
             found = _step.collect(group["params"], self.state, self._keys)
             if not found[-1]:
                 continue
-            if found[-2]:
-                fresh.add(group, number, found[-2])
+            missing = list(found[-2])
+            if self.precision.master_weights:
+                missing += [i for i in run.lacking_masters(found[0], found[1], found[5]) if i not in missing]
+            if missing:
+                fresh.add(group, number, missing)
                 self._note_params()
                 found = _step.collect(group["params"], self.state, self._keys)
             params, grads, exp_avgs, exp_avg_sqs, steps, *stored, _, _ = found
@@ -424,7 +434,7 @@ class RAdam(Traced):
         Where the convention steps otherwise than torch's, an entry "convention" says how. Where something is in fewer
         bits there are entries "version" and "seed", and in the state of a parameter "exp_avg_code", "exp_avg_scale"
         and so on instead of "exp_avg", or "remainder" or "master". Of DTensors 8-bit moments become float32 ones and
-        remainders int32 ones, so that any number of processes can load them.
+        remainders int32 ones, so that any number of processes that share them can load them.
         """
         found = super().state_dict()
         if not self.precision.is_plain:

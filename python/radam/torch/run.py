@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
@@ -144,6 +145,14 @@ def batches_of(
     return batches
 
 
+SIXTEEN_BITS = (torch.bfloat16, torch.float16, torch.complex32)
+
+
+def lacking_masters(params: Sequence[Any], grads: Sequence[Any], masters: Sequence[Any]) -> list[int]:
+    """Return the places of 16-bit parameters without what is kept of their weights: they had another dtype before."""
+    return [i for i, x in enumerate(masters) if x is None and grads[i] is not None and params[i].dtype in SIXTEEN_BITS]
+
+
 def as_they_are(
     groups: Sequence[Mapping[str, Any]],
     state: Any,
@@ -168,6 +177,8 @@ def as_they_are(
             found = _step.collect(group["params"], state, keys)
             params, grads, exp_avgs, exp_avg_sqs, steps, *stored, fresh, count = found
             if fresh or (count and group["differentiable"]):
+                return None
+            if precision.master_weights and lacking_masters(params, grads, stored[0]):
                 return None
             if count and group["capturable"] and not all(step is None or step.is_cuda for step in steps):
                 return None
@@ -203,10 +214,12 @@ class _AllIsWell(Exception):
     """What a step that is only to be checked ends with."""
 
 
-def is_possible(batches: Sequence[Batch], settings: Settings, nonfinite: str, precision: Precision) -> bool:
+def is_possible(
+    batches: Sequence[Batch], settings: Settings, nonfinite: str, precision: Precision, clip: Clip | None = None
+) -> bool:
     """Check a step and do nothing; False where nonfinite would skip it."""
     try:
-        return bool(taken_apart(batches, settings, nonfinite, precision, check_only=True))
+        return bool(taken_apart(batches, settings, nonfinite, precision, check_only=True, clip=clip))
     except _AllIsWell:
         return True
 

@@ -61,7 +61,8 @@ def read(
     for key, entry in saved_state.items():
         if key in owner_of:
             param, group = owner_of[key]
-            state[param] = _read_entry(entry, f"state[{key!r}]", param, group, precision)
+            with torch.inference_mode(False), torch.no_grad():  # it will be stepped outside of inference mode
+                state[param] = _read_entry(entry, f"state[{key!r}]", param, group, precision)
         else:
             state[key] = deepcopy(entry)  # of no parameter: kept, as torch keeps it
     return state, read_groups, precision
@@ -134,7 +135,10 @@ def _read_entry(saved: Any, what: str, param: Tensor, group: Mapping[str, Any], 
         if code_key(moment) not in saved:
             _entry(saved, moment, what)
         elif saved.get(moment) is not None:
-            raise ValueError(f"{what} has both {moment!r} and {code_key(moment)!r}")
+            raise ValueError(
+                f"{what} has both {moment!r} and {code_key(moment)!r}; 8-bit states of sharded parameters load into "
+                "others by way of an optimizer with state_dtype='float32'"
+            )
     out["step"] = _read_step(saved["step"], f"{what}['step']", param, group["capturable"])
     for moment in MOMENTS:
         out.update(_read_moment(saved, moment, what, param, wanted))
@@ -233,6 +237,8 @@ def _read_master(saved: Mapping[str, Any], key: str, what: str, param: Tensor, d
         return new_tensor(param, dtype)
     what = f"{what}[{key!r}]"
     _check_like(value, what, param)
+    if value.dtype is param.dtype:
+        return new_tensor(param, dtype)  # it went through torch.optim.RAdam, which makes all state of this dtype
     if value.dtype is not dtype and not (key == "remainder" and value.dtype is codes.SENT):
         raise ValueError(f"{what} has dtype {value.dtype}; for a parameter of {param.dtype} it must be {dtype}")
     made = _copied(value, param, dtype)

@@ -108,6 +108,17 @@ def collected(entry: Mapping[str, Any]) -> list[Any]:
     return [*moments, entry["step"], master, *(entry.get(scale) for scale in SCALES)]
 
 
+def add_masters(entry: MutableMapping[str, Any], param: Tensor, precision: Precision) -> None:
+    """Add what is kept of a 16-bit weight to a state that was made when the parameter was of another dtype.
+
+    Zeros: they mean that the weight is what the parameter says.
+    """
+    if precision.master_weights:
+        for key, dtype in kinds(param, precision).items():
+            if key in ("remainder", "master") and key not in entry:
+                entry[key] = new_tensor(param, dtype)
+
+
 class Fresh:
     """States that were made for a step, to be taken back if it does not happen."""
 
@@ -128,6 +139,9 @@ class Fresh:
             present = [key for key in wanted if key in (entry or ())]
             if len(present) == len(wanted):
                 continue  # the same parameter again
+            if present and set(wanted) - set(present) <= {"remainder", "master"}:
+                add_masters(entry, param, self._precision)
+                continue
             if present:
                 missing = next(key for key in wanted if key not in present)
                 name = settings.name_of(group, number, i)

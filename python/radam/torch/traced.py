@@ -77,9 +77,9 @@ class Traced(torch.optim.Optimizer):
             # PyTorch notes the change before the operator runs, so that all must be known to be well by then.
             with _disable_current_modes():
                 counts = self._prepared(batches)
-                if not run.is_possible(batches, self._settings, self.nonfinite, self.precision):
+                if not run.is_possible(batches, self._settings, self.nonfinite, self.precision, clipped):
                     if clipped is not None:
-                        clipped.note_unknown()
+                        clipped.note()
                     return False
         items = [item for batch in batches for item in run.items_of(batch)]
         columns = [list(column) for column in zip(*(item.memory for item in items))]
@@ -112,6 +112,8 @@ class Traced(torch.optim.Optimizer):
                 if "step" not in entry:
                     on_device = state.counts_on_device(param, self.defaults, self.fused_amp)
                     entry.update(state.create(param, on_device, self.precision))
+                else:
+                    state.add_masters(entry, param, self.precision)
                 tensors = local_in_graph(param, param.grad, *state.collected(entry))
                 for column, tensor in zip(lists, tensors):
                     column.append(tensor)
@@ -138,7 +140,7 @@ class Traced(torch.optim.Optimizer):
                 self._skipped.here += not self._run_apart(batches, there, clipped)
             finally:
                 if clipped is not None:
-                    clipped.note()
+                    clipped.end()
         self.state.update(fresh)
         self._noted = len(self.state)
 
