@@ -266,7 +266,8 @@ def draw_losses(found: Found, figure: Any) -> bool:
     over.set(title=f"Above that of float32, means of {SMOOTHED * window} steps", xlabel="step", ylabel="%")
     handles, labels = over.get_legend_handles_labels()
     seeds = len(_seeds(runs, BASE))
-    title = f"mean of {seeds} seeds, at the end" if seeds > 1 else "1 seed, at the end"
+    title = f"mean of {seeds} seeds" if seeds > 1 else "1 seed"
+    title += f", last {window} steps over those of float32"
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8.5, title=title)
     for axes in (loss, over):
         axes.grid(True, color="0.92")
