@@ -30,7 +30,7 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], list[tuple[tuple[int, ...], tuple[Plac
     "columns": ((2,), [((5, 7), (COLUMNS,)), ((3, 4, 5), (Shard(2),)), ((6, 1), (COLUMNS,))]),
     "two by two": ((2, 2), [((5, 9), (ROWS, COLUMNS)), ((7, 3), (ROWS, ROWS)), ((4, 5), (COPIES, COLUMNS))]),
 }
-# Moments in fewer bits are rounded block by block of each process's own piece: they are not those of one process.
+# 8-bit moments are cut in blocks of each process's own piece: they are not those of one process.
 SAME = ["master", "stochastic", "bf16 moments", "stochastic and bf16 moments"]
 
 
