@@ -139,7 +139,7 @@ class Fresh:
             present = [key for key in wanted if key in (entry or ())]
             if len(present) == len(wanted):
                 continue  # the same parameter again
-            if present and set(wanted) - set(present) <= {"remainder", "master"}:
+            if entry is not None and present and set(wanted) - set(present) <= {"remainder", "master"}:
                 add_masters(entry, param, self._precision)
                 continue
             if present:
