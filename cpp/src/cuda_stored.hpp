@@ -46,8 +46,6 @@ struct StagedScratch {
     WarpScratch warps[most_warps];
 };
 
-constexpr double no_limit = std::numeric_limits<double>::infinity();
-
 RADAM_KERNEL_INLINE void take_part(const Entry& entry, std::uint32_t tile, StagedScratch& scratch) noexcept {
     const TableView& table = scratch.plain.table;
     const Storing& storing = table.storings()[scratch.plain.entry];

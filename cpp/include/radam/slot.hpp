@@ -57,13 +57,14 @@ inline bool is_staged(const Slot& slot) noexcept {
 }
 
 // Where gradients that are multiplied by this are cut for the product to stay within a limit; infinity for no limit.
+constexpr double no_limit = std::numeric_limits<double>::infinity();
+template <class T>
+constexpr T largest_number = std::numeric_limits<T>::max();
 template <class T>
 RADAM_INLINE T cut_at(double limit, T scale) noexcept {
-    constexpr double none = std::numeric_limits<double>::infinity();
-    constexpr T most = std::numeric_limits<T>::max();
-    if (!(limit < none && scale > T(0))) return static_cast<T>(none);
+    if (!(limit < no_limit && scale > T(0))) return static_cast<T>(no_limit);
     const double at = limit / static_cast<double>(scale);
-    return at < static_cast<double>(most) ? static_cast<T>(at) : most;
+    return at < static_cast<double>(largest_number<T>) ? static_cast<T>(at) : largest_number<T>;
 }
 
 RADAM_INLINE constexpr DType moment_dtype(DType param, Moments moments, bool squared) noexcept {
