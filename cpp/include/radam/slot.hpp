@@ -64,7 +64,7 @@ template <class T>
 RADAM_INLINE T cut_at(double limit, T scale) noexcept {
     if (!(limit < no_limit && scale > T(0))) return static_cast<T>(no_limit);
     const double at = limit / static_cast<double>(scale);
-    return at < static_cast<double>(largest_number<T>) ? static_cast<T>(at) : largest_number<T>;
+    return at > static_cast<double>(largest_number<T>) ? largest_number<T> : static_cast<T>(at);
 }
 
 RADAM_INLINE constexpr DType moment_dtype(DType param, Moments moments, bool squared) noexcept {
