@@ -63,8 +63,9 @@ constexpr T largest_number = std::numeric_limits<T>::max();
 template <class T>
 RADAM_INLINE T cut_at(double limit, T scale) noexcept {
     if (!(limit < no_limit && scale > T(0))) return static_cast<T>(no_limit);
-    const double at = limit / static_cast<double>(scale);
-    return at > static_cast<double>(largest_number<T>) ? largest_number<T> : static_cast<T>(at);
+    const T wanted = limit > static_cast<double>(largest_number<T>) ? largest_number<T> : static_cast<T>(limit);
+    const T at = wanted / scale;
+    return at > largest_number<T> ? largest_number<T> : at;
 }
 
 RADAM_INLINE constexpr DType moment_dtype(DType param, Moments moments, bool squared) noexcept {
