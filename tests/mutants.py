@@ -127,9 +127,9 @@ MUTANTS = (
     ),
     Mutant(
         "moments of 16-bit parameters in 16 bits",
-        "python/radam/torch/state.py",
-        "    if dtype in (torch.bfloat16, torch.float16):\n        return torch.float32",
-        "    if dtype in (torch.bfloat16, torch.float16):\n        return dtype",
+        "python/radam/precision.py",
+        'return {name: "bfloat16" if self.state_dtype == "bfloat16" else "float32"}',
+        'return {name: "bfloat16" if self.state_dtype == "bfloat16" else dtype}',
         ("tests/test_torch_state.py",),
     ),
     Mutant(

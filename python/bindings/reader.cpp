@@ -14,14 +14,14 @@ namespace {
 using Source = Reader::Source;
 
 // The exchange functions describe the memory of a tensor and nothing else: a subclass that holds something besides, or
-// stands for something else, must not come in by its parent's. Parameter is the subclass that only has another name.
+// stands for something else, must not come in by its parent's. The parameters of PyTorch and
+// Paddle are subclasses that only have another name.
 const dlpack::ExchangeApi* exchange_api_of(PyTypeObject* type, const std::string& name) {
     const nb::handle handle(reinterpret_cast<PyObject*>(type));
     constexpr const char* attribute = "__dlpack_c_exchange_api__";
     if (!nb::hasattr(handle, attribute)) return nullptr;
-    if (name != "torch.nn.parameter.Parameter" &&
-        !nb::cast<bool>(handle.attr("__dict__").attr("__contains__")(attribute)))
-        return nullptr;
+    const bool is_parameter = name == "torch.nn.parameter.Parameter" || name == "paddle.base.framework.EagerParamBase";
+    if (!is_parameter && !nb::cast<bool>(handle.attr("__dict__").attr("__contains__")(attribute))) return nullptr;
     const nb::object capsule = handle.attr(attribute);
     if (!PyCapsule_IsValid(capsule.ptr(), dlpack::exchange_capsule)) return nullptr;
     // The table lives as long as the process.
