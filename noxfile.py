@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["wheel", "lint", "cpp", "tests", "mutants"]
+nox.options.sessions = ["wheel", "lint", "cpp", "tests", "frameworks", "mindspore", "mutants"]
 nox.options.stop_on_first_error = False
 
 DIST = Path("build/dist")
@@ -20,6 +20,10 @@ CUDA_BUILD = [
     f"{requirement}; sys_platform == 'linux' and platform_machine == 'x86_64'"
     for requirement in ("cmake>=3.26", "ninja", "nvidia-cuda-cuobjdump==13.5.*", "nvidia-cuda-nvdisasm==13.5.*")
 ]
+
+FRAMEWORKS = ["paddlepaddle==3.3.1", "jax==0.10.*", "optax==0.2.8", "scikit-learn>=1.3"]
+MINDSPORE = ["mindspore==2.10.0", "numpy<2", "scikit-learn>=1.3"]
+MINDSPORE += ["pytest>=8", "hypothesis>=6.100", "mpmath>=1.3", "ml_dtypes>=0.4"]
 
 
 @nox.session
@@ -92,6 +96,20 @@ def tests(session: nox.Session) -> None:
     """Test the installed wheel."""
     session.install(f"{built_wheel(session)}[test,demo]", *CUDA_BUILD)
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def frameworks(session: nox.Session) -> None:
+    """Test the front ends of Paddle, JAX, Lucid and PyTorch beside the frameworks' own optimizers."""
+    session.install(f"{built_wheel(session)}[test]", *FRAMEWORKS)
+    session.run("pytest", "tests/front_ends", *session.posargs)
+
+
+@nox.session
+def mindspore(session: nox.Session) -> None:
+    """Test the front end of MindSpore, whose wheel needs an older NumPy."""
+    session.install(built_wheel(session), *MINDSPORE)
+    session.run("pytest", "tests/front_ends", "-k", "mindspore or numpy", *session.posargs)
 
 
 @nox.session(default=False)

@@ -1,9 +1,15 @@
-"""What the benchmarks read from the command line."""
+"""What the benchmarks read from the command line, and say there while they run."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
+
+
+def say(text: str) -> None:
+    """Tell who waits how far it is; the result goes to standard output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def names(known: Sequence[str]) -> Callable[[str], list[str]]:

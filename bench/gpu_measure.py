@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 import empty_step
 import report
 from cases import Case, Shapes, element_count
+from command_line import say
 from contestants import (
     WARM_UP_STEPS,
     Contestant,
@@ -88,9 +88,9 @@ def _measure(
         with memory_given_back():
             contestants, left_out = those_that_fit(shapes, case.dtype, chosen, MEMORY_SHARE * free_bytes())
             if not (left_out and _can_be_halved(shapes)):
-                _say(f"{case.name}: {element_count(shapes):,} {case.dtype} parameters in {len(shapes)} arrays")
+                say(f"{case.name}: {element_count(shapes):,} {case.dtype} parameters in {len(shapes)} arrays")
                 for name, reason in left_out.items():
-                    _say(f"  without {name}: {reason}")
+                    say(f"  without {name}: {reason}")
                 try:
                     steps, failed = _steps(shapes, case.dtype, contestants)
                     _leave_out_failed(contestants, steps, left_out, failed)
@@ -104,7 +104,7 @@ def _measure(
                 finally:
                     steps = {}
         shapes = [(shape[0] // 2,) for shape in shapes]
-        _say(f"{case.name}: the memory is too small, so half as many parameters")
+        say(f"{case.name}: the memory is too small, so half as many parameters")
     found = case.described(shapes)
     if found["parameters"] < wanted:
         found["what"] += f", cut to {found['parameters']:,} for lack of memory"
@@ -140,7 +140,7 @@ def _steps(shapes: Shapes, dtype: str, contestants: Sequence[Contestant]) -> tup
             raise
         except Exception as error:
             failed[contestant.name] = f"failed: {type(error).__name__}: {error}"
-            _say(f"  {contestant.name} {failed[contestant.name]}")
+            say(f"  {contestant.name} {failed[contestant.name]}")
     return steps, failed
 
 
@@ -162,7 +162,7 @@ def _figures(
         times = {name: {k: turn[clock] for k, turn in taken.items()} for name, taken in turns.items()}
         runs.append({"clock": clock, "contestants": report.summaries(times, front_ends, len(shapes))})
         medians = (f"{name} {1e3 * found['median_s']:.3g}" for name, found in runs[-1]["contestants"].items())
-        _say(f"  {clock}, ms: " + ", ".join(medians))
+        say(f"  {clock}, ms: " + ", ".join(medians))
     return {
         "least_moved_bytes": {c.name: c.least_moved_bytes(dtype) for c in contestants},
         "peak_extra_bytes": {name: peak_extra_bytes(step) for name, step in steps.items()},
@@ -190,7 +190,3 @@ def _empty_steps(seconds: float, order: random.Random) -> list[dict[str, Any]]:
         low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
         rows.append({"optimizer": optimizer, "param": param, "median_s": middle, "quartiles_s": [low, high]})
     return rows
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ import low_precision_tables
 import radam
 import report
 from cases import element_count
-from command_line import names, positive, threads
+from command_line import names, positive, say, threads
 from contestants import WARM_UP_STEPS, ask_for_huge_pages, has_torch, set_threads
 from low_precision_contestants import (
     LOW_PRECISION_CASES,
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         notes.append("A quick run with small arrays, to try the benchmark: the times mean nothing.")
     warn_if_busy(notes)
     for note in notes:
-        _say(note)
+        say(note)
     ask_for_huge_pages()
 
     arguments.output.parent.mkdir(parents=True, exist_ok=True)  # rather fail now than after the run
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found["seconds"] = round(time.perf_counter() - began, 1)
     print(low_precision_tables.markdown(found))
     for path in report.write(found, arguments.output, low_precision_tables.markdown, low_precision_chart.draw):
-        _say(f"wrote {path}")
+        say(f"wrote {path}")
     return 0
 
 
@@ -104,9 +104,9 @@ def _measure(case: LowPrecisionCase, arguments: argparse.Namespace, order: rando
     families, left_out = those_that_fit(case, shapes, None if free is None else MEMORY_SHARE * free)
     if not families:
         raise SystemExit(f"{case.case.name}: nothing to measure: {left_out}")
-    _say(f"{case.case.name}: {element_count(shapes):,} parameters in {len(shapes)} arrays")
+    say(f"{case.case.name}: {element_count(shapes):,} parameters in {len(shapes)} arrays")
     for name, reason in left_out.items():
-        _say(f"  without {name}: {reason}")
+        say(f"  without {name}: {reason}")
     torch_too = has_torch()
     set_threads(max(arguments.threads), torch_too)
     contestants = {c.name: c for family in families for c in family.make(shapes)}
@@ -124,7 +124,7 @@ def _measure(case: LowPrecisionCase, arguments: argparse.Namespace, order: rando
             times = in_turns(steps, dict.fromkeys(steps, 1), arguments.rounds, share, order)
         runs.append({"threads": count, "contestants": _summaries(times, contestants, len(shapes))})
         medians = (f"{name} {1e3 * found['median_s']:.3g}" for name, found in runs[-1]["contestants"].items())
-        _say(f"  {count} thread{'s' * (count > 1)}, ms: " + "; ".join(medians))
+        say(f"  {count} thread{'s' * (count > 1)}, ms: " + "; ".join(medians))
     moved = {name: contestant.moved_bytes / element_count(shapes) for name, contestant in contestants.items()}
     described = {"name": case.case.name, "what": case.case.what, "tensors": len(shapes)}
     described["parameters"] = element_count(shapes)
@@ -154,10 +154,6 @@ def _summaries(
             "times_s": {str(k): round(seconds, 9) for k, seconds in taken.items()},
         }
     return found
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

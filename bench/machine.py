@@ -7,6 +7,7 @@ import importlib
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import radam
 from radam import _step
 
 
-def describe_machine(with_torch: bool, with_cupy: bool = False) -> dict[str, Any]:
-    """Return the processor, the memory, the system, the versions, the settings that matter, and the date."""
+def describe_machine(with_torch: bool, with_cupy: bool = False, others: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the processor, the memory, the system, the versions (of others too), what is set, and the date."""
     versions = {"python": platform.python_version(), "radam": radam.__version__, "numpy": np.__version__}
-    for library, is_used in (("torch", with_torch), ("cupy", with_cupy)):
+    for library, is_used in (("torch", with_torch), ("cupy", with_cupy), *((other, True) for other in others)):
         if is_used:
             versions[library] = importlib.import_module(library).__version__
     return {

@@ -22,7 +22,7 @@ import radam
 import report
 import tables
 from cases import CASES, Case, Shapes, element_count
-from command_line import names, positive, threads
+from command_line import names, positive, say, threads
 from contestants import (
     CONTESTANTS,
     WARM_UP_STEPS,
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         notes.append("A quick run with small arrays, to try the benchmark: the times mean nothing.")
     warn_if_busy(notes)
     for note in notes:
-        _say(note)
+        say(note)
 
     arguments.output.parent.mkdir(parents=True, exist_ok=True)  # rather fail now than after the run
     began = time.perf_counter()
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found["seconds"] = round(time.perf_counter() - began, 1)
     print(tables.markdown(found))
     for path in report.write(found, arguments.output):
-        _say(f"wrote {path}")
+        say(f"wrote {path}")
     return 0
 
 
@@ -136,9 +136,9 @@ def _measure(
 ) -> dict[str, Any]:
     shapes = case.shapes(arguments.quick)
     contestants, left_out = _those_that_fit(case, shapes, chosen)
-    _say(f"{case.name}: {element_count(shapes):,} {case.dtype} parameters in {len(shapes)} arrays")
+    say(f"{case.name}: {element_count(shapes):,} {case.dtype} parameters in {len(shapes)} arrays")
     for name, reason in left_out.items():
-        _say(f"  without {name}: {reason}")
+        say(f"  without {name}: {reason}")
     torch_too = _any_torch(contestants)
     set_threads(max(arguments.threads), torch_too)
     front_ends = {c.name: c.front_end for c in contestants}
@@ -154,7 +154,7 @@ def _measure(
             times = rounds(steps, front_ends, arguments.rounds, arguments.seconds, order)
         runs.append({"threads": count, "contestants": report.summaries(times, front_ends, len(shapes))})
         medians = (f"{name} {1e3 * found['median_s']:.3g}" for name, found in runs[-1]["contestants"].items())
-        _say(f"  {count} thread{'s' * (count > 1)}, ms: " + ", ".join(medians))
+        say(f"  {count} thread{'s' * (count > 1)}, ms: " + ", ".join(medians))
     return {
         **case.described(shapes),
         "left_out": left_out,
@@ -176,10 +176,6 @@ def _those_that_fit(
     if not contestants:
         raise SystemExit(f"{case.name}: too little memory even for radam and the limit: {left_out}")
     return contestants, left_out
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,35 +10,24 @@ from pathlib import Path
 import pytest
 
 import radam
+from pages import FRAMEWORK_OF, ROOT, blocks_of, check_links, run_block, run_script, text_of
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-SHORTER = {"tiny_gpt.py": ("--steps", "20", "--no-plot")}  # the others take some seconds as they are
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/low_precision.md")}
-BLOCKS = [
-    (page, text.count("\n", 0, found.start(1)), found[1])
-    for page, text in PAGES.items()
-    for found in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S)
-]
+README = text_of("README.md")
+PAGES = ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")) if p.stem != "design")]
+SCRIPTS = [f"examples/{path.name}" for path in sorted((ROOT / "examples").glob("*.py"))]
+SHORTER = {"examples/tiny_gpt.py": ("--steps", "20", "--no-plot")}  # the others take some seconds as they are
+BLOCKS = [block for page in PAGES if page not in FRAMEWORK_OF for block in blocks_of(page)]
 
 
 def test_there_are_examples_to_run() -> None:
     assert len(SCRIPTS) >= 4
-    for page, text in PAGES.items():
-        blocks = [code for name, _, code in BLOCKS if name == page]
-        assert len(blocks) >= 4
-        assert len(blocks) == text.count("```python"), "a block is not closed, or indented"
+    for page in ("README.md", "docs/low_precision.md"):
+        assert len(blocks_of(page)) >= 4
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.name))
-def test_every_example_runs_without_a_warning_and_leaves_no_file(script: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", str(script), *SHORTER.get(script.name, ())]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.strip()
-    assert ended.stderr == ""
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in FRAMEWORK_OF])
+def test_every_example_runs_without_a_warning_and_leaves_no_file(script: str, tmp_path: Path) -> None:
+    assert run_script(script, tmp_path, *SHORTER.get(script, ())).stderr == ""
 
 
 @pytest.mark.parametrize(("page", "line", "code"), BLOCKS, ids=[f"{page}:{line}" for page, line, _ in BLOCKS])
@@ -46,7 +35,7 @@ def test_every_block_of_a_page_runs(
     page: str, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile("\n" * line + code, str(ROOT / page), "exec"), {"__name__": "__main__"})
+    run_block(page, line, code)
 
 
 def test_the_convention_table_of_the_readme_is_that_of_the_code() -> None:
@@ -67,16 +56,7 @@ def test_the_convention_table_of_the_readme_is_that_of_the_code() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_and_heading_that_a_page_links_to_exists(page: str) -> None:
-    targets = [target for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if "://" not in target]
-    assert targets
-    for target in targets:
-        name, _, heading = target.partition("#")
-        path = (ROOT / page).parent / name if name else ROOT / page
-        assert path.exists(), target
-        if heading:
-            text = path.read_text(encoding="utf-8")
-            titles = [re.sub(r"[^\w -]", "", title.lower()) for title in re.findall(r"^#+ (.*)$", text, re.M)]
-            assert heading in [title.replace(" ", "-") for title in titles], target
+    check_links(page)
 
 
 def test_the_bench_table_is_that_of_the_run_that_is_linked_below_it() -> None:
