@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from . import _step, arrays, clipping, groups, state, state_files
+from . import _step, arrays, clipping, groups, saved, state, state_files
 from .conventions import Convention
 from .groups import Array, Group
 from .hooks import Hook, RemovableHandle
@@ -316,10 +316,10 @@ class Optimizer:
         """
         with self._turn:
             self._check_params()
-            return state.copy_arrays(self._to_dict())
+            return saved.copy_arrays(self._to_dict())
 
     def _to_dict(self) -> dict[str, Any]:
-        return state.to_dict(self._kind(), self.param_groups, self._states, self.precision)
+        return saved.to_dict(self._kind(), self.param_groups, self._states, self.precision)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what state_dict gave. The arrays, of any library and on any device, are copied to the parameters'.
@@ -333,7 +333,7 @@ class Optimizer:
         """
         with self._turn:
             self._check_params()
-            entries, states, precision = state.from_dict(
+            entries, states, precision = saved.from_dict(
                 state_dict, self._kind(), self.param_groups, self.defaults, self.precision
             )
             loaded: list[Group] = []
@@ -380,8 +380,8 @@ class Optimizer:
         orders = content.pop("_orders", [])
         self.__dict__.update(content)
         self._set_up()
-        for g, (held, saved) in enumerate(zip(self._states, orders)):
-            held.cut_again(g, saved)
+        for g, (held, order) in enumerate(zip(self._states, orders)):
+            held.cut_again(g, order)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} (", *(f"{name}: {value}" for name, value in self._unusual().items())]

@@ -13,7 +13,7 @@ import numpy as np
 
 from .arrays import to_numpy
 from .precision import KEYS, as_float32
-from .state import tuples
+from .saved import tuples
 
 
 def write_file(path: str | os.PathLike[str], saved: Mapping[str, Any]) -> None:
