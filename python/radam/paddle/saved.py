@@ -1,0 +1,169 @@
+"""State dicts in the form of paddle.optimizer.RAdam's: written, and read without changing anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from . import counts, state
+from .state import COUNT, KINDS, Array, Kept, State
+
+Betas = tuple[float, float]
+Names = dict[tuple[str, str], list[str]]
+
+MASTERS = "master_weights"
+SCHEDULER = "LR_Scheduler"
+_MASTER = re.compile(r"_fp32_master_\d+$")
+_KEY = re.compile(rf"(.+)_({'|'.join((*KINDS, COUNT))})_\d+")
+
+
+def write(states: Sequence[tuple[State, Betas]]) -> dict[str, Any]:
+    """Return copies of the accumulators and master weights, as Paddle's optimizers save them."""
+    found: dict[str, Any] = {}
+    for held, betas in states:
+        count, dtype = int(held.count[0]), state.accumulator_dtype(held.param)
+        for kind, power in counts.powers(count, *betas, dtype)._asdict().items():
+            found[held.names[kind]] = _named(_full(held, power, dtype), held.names[kind])
+        for kind, moment in (("moment1", held.moment1), ("moment2", held.moment2)):
+            found[held.names[kind]] = _named(state.as_tensor(moment), held.names[kind])
+        exact = paddle.to_tensor(np.array([count, *betas], np.float64), place="cpu")
+        found[held.names[COUNT]] = _named(exact, held.names[COUNT])
+    masters = {
+        held.param.name: _named(paddle.to_tensor(state.weight(held)), held.names["master"])
+        for held, _ in states
+        if held.master is not None
+    }
+    return found | {MASTERS: masters} if masters else found
+
+
+def _full(held: State, value: float, dtype: str) -> Tensor:
+    return paddle.full_like(held.param.detach(), value, dtype=getattr(paddle, dtype))
+
+
+def _named(tensor: Tensor, name: str) -> Tensor:
+    tensor.name = name
+    return tensor
+
+
+class Reader:
+    """Reads what a state dict has of each parameter, under whatever numbers Paddle put behind the names."""
+
+    def __init__(self, state_dict: Mapping[str, Any], owner: str | None, multi_precision: bool) -> None:
+        self._dict = state_dict
+        self._between = "" if owner is None else f"_{owner}"
+        self._owner = owner
+        self._multi_precision = multi_precision
+        self._masters = state_dict.get(MASTERS) or {}
+        self._names: Names = {}
+        for key in state_dict:
+            match = _KEY.fullmatch(key) if isinstance(key, str) else None
+            if match:
+                self._names.setdefault((match[1], match[2]), []).append(key)
+        self._targets: dict[str, list[str]] = {}
+        for target in dict.fromkeys(target for target, _ in self._names):
+            if target.endswith(self._between):
+                own = target.removesuffix(self._between)
+                self._targets.setdefault(_MASTER.sub("", own), []).append(target)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has nothing of any parameter."""
+        return not self._names
+
+    def read(self, param: Tensor, now: State | None, betas: Betas) -> State | None:
+        """Return the state that it has of a parameter, or None where it has nothing.
+
+        Args:
+            param: the parameter.
+            now: its present state.
+            betas: those of its group.
+
+        Raises:
+            AssertionError: as Paddle raises it: if something of it is missing, or of another shape or dtype.
+            ValueError: if the powers are none.
+        """
+        target = self._target(param)
+        if target is None:
+            if now is not None:
+                raise AssertionError(f"optimizer Tensor {now.names['moment1']} not found; nothing was loaded")
+            return None
+        dtype = state.accumulator_dtype(param)
+        names = {kind: self._key(target, kind, now) for kind in KINDS}
+        powers = counts.Powers(*(self._number(names[kind]) for kind in ("beta1_pow", "beta2_pow", "rho")))
+        exact = None
+        if (target, COUNT) in self._names:
+            names[COUNT] = self._key(target, COUNT, now)
+            numbers = _numpy(self._dict[names[COUNT]])
+            if numbers.size == 3 and numbers.dtype.kind in "fiu":
+                exact = counts.Exact(*map(float, numbers.ravel()))
+        count = counts.find(powers, exact, *betas, dtype)
+        moment1, moment2 = (self._moment(param, names[kind], dtype) for kind in ("moment1", "moment2"))
+        master = state.new_master(param, self._multi_precision)
+        has_master = target != param.name + self._between
+        if now is not None and ("master" in now.names) == (master is not None):
+            names = now.names
+        elif has_master == (master is not None):
+            names.setdefault(COUNT, f"{target}_{COUNT}_0")
+            if has_master:
+                names["master"] = target.removesuffix(self._between)
+        else:
+            names = state.new_names(param, self._owner, master is not None)
+        read = State(param, moment1, moment2, np.array([count], np.int64), master, names)
+        if master is not None and param.name in self._masters:
+            read.awaited = self._master(param)
+        return read
+
+    def _target(self, param: Tensor) -> str | None:
+        """Return what the names of a parameter's accumulators begin with: its own name, or its master weight's."""
+        found = self._targets.get(param.name, [])
+        if len(found) > 1:
+            raise AssertionError(f"there is more than one state of {param.name}: {', '.join(sorted(found))}")
+        return found[0] if found else None
+
+    def _key(self, target: str, kind: str, now: State | None) -> str:
+        keys = self._names.get((target, kind), [])
+        if now is not None and now.names[kind] in keys:
+            return now.names[kind]
+        if len(keys) == 1:
+            return keys[0]
+        if not keys:
+            raise AssertionError(f"optimizer Tensor {target}_{kind}_0 not found; nothing was loaded")
+        raise AssertionError(f"there is more than one {kind} of {target}: {', '.join(sorted(keys))}")
+
+    def _number(self, key: str) -> float:
+        values = _numpy(self._dict[key]).ravel()
+        return float(values[0]) if values.size else 1.0  # of a parameter without elements
+
+    def _moment(self, param: Tensor, key: str, dtype: str) -> Kept:
+        array, wanted = _numpy(self._dict[key]), tuple(param.shape)
+        if array.shape != wanted:
+            raise AssertionError(f"optimizer Tensor {key} needs shape {wanted}, got {array.shape}; nothing was loaded")
+        if array.dtype != dtype:
+            raise AssertionError(f"optimizer Tensor {key} needs dtype {dtype}, got {array.dtype}; nothing was loaded")
+        made = state.zeros_beside(param, dtype)
+        state.put(made, array)
+        return made
+
+    def _master(self, param: Tensor) -> Array:
+        array = _numpy(self._masters[param.name])
+        if array.shape != tuple(param.shape) or array.dtype != np.float32:
+            raise AssertionError(
+                f"the master weight of {param.name} needs shape {tuple(param.shape)} and dtype float32, got "
+                f"{array.shape} and {array.dtype}; nothing was loaded"
+            )
+        return array
+
+
+def _numpy(value: Any) -> Array:
+    if isinstance(value, Tensor):
+        array: Array = value.numpy()
+        return array
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"a state must be of Tensors, got {type(value).__name__}; nothing was loaded") from error
