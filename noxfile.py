@@ -66,7 +66,13 @@ def built_wheel(session: nox.Session) -> str:
 def lint(session: nox.Session) -> None:
     """Check style, types and spelling."""
     session.install(
-        "ruff==0.17.*", "mypy==2.*", "clang-format==23.*", "codespell==2.4.*", "torch==2.13.0", built_wheel(session)
+        "ruff==0.17.*",
+        "mypy==2.*",
+        "clang-format==23.*",
+        "codespell==2.4.*",
+        "torch==2.13.0",
+        built_wheel(session),
+        *FRAMEWORKS,
     )
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")

@@ -54,6 +54,7 @@ def numpy_steps(shapes: Shapes) -> dict[str, Step]:
 def paddle_steps(shapes: Shapes) -> dict[str, Step]:
     """Return the steps over parameters of Paddle."""
     import paddle
+
     import radam.paddle
 
     def parameters() -> list[Any]:
@@ -74,6 +75,7 @@ def paddle_steps(shapes: Shapes) -> dict[str, Step]:
 def mindspore_steps(shapes: Shapes) -> dict[str, Step]:
     """Return the steps over parameters of MindSpore, each with a wait for its result."""
     import mindspore
+
     import radam.mindspore
 
     def step_of(make: Callable[..., Any]) -> Step:
@@ -86,7 +88,7 @@ def mindspore_steps(shapes: Shapes) -> dict[str, Step]:
 
         def step() -> None:
             optimizer(grads)
-            mindspore.runtime.synchronize()
+            params[-1].asnumpy()  # waits for all that is queued
 
         return step
 

@@ -162,8 +162,14 @@ def test_a_read_only_parameter_is_a_value_error_and_a_read_only_gradient_is_fine
         radam.RAdam([param]).step(grads=[grad])
 
 
+def test_a_mindspore_tensor_is_refused_with_the_way_to_its_own_front_end() -> None:
+    tensor = type("Tensor", (), {"__module__": "mindspore.common.tensor"})()
+    with pytest.raises(TypeError, match=r"parameter 0 of group 0 is a mindspore.*radam\.mindspore"):
+        radam.RAdam([tensor])
+
+
 def test_a_jax_array_is_refused_as_a_parameter_and_taken_as_a_gradient() -> None:
-    with pytest.raises(ValueError, match=r"parameter 0 of group 0 is a JAX array.*NumPy arrays"):
+    with pytest.raises(ValueError, match=r"parameter 0 of group 0 is a JAX array.*radam\.jax.*NumPy arrays"):
         radam.RAdam([JaxArray(fp32())])
     param = fp32()
     radam.RAdam([param], lr=0.5).step(grads=[JaxArray(fp32())])

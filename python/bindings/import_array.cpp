@@ -194,11 +194,15 @@ Array Imports::add(PyObject* object, Access access, const Where& where) {
         case Source::jax:
             if (access == Access::read) return from_dlpack(object, access, where);
             refuse_value(where,
-                         "is a JAX array, which must not change in place; keep the parameters as NumPy arrays "
-                         "(numpy.array(x) makes a copy) and hand JAX gradients to step(grads=...)");
+                         "is a JAX array, which must not change in place: radam.jax is there for those; or keep the "
+                         "parameters as NumPy arrays (numpy.array(x) makes a copy) and hand JAX gradients to "
+                         "step(grads=...)");
         case Source::nothing: break;
     }
-    refuse_type(where, "is a " + type_name(object) +
+    const std::string name = type_name(object);
+    if (name.rfind("mindspore.", 0) == 0)
+        refuse_type(where, "is a " + name + ", which has no __dlpack__: radam.mindspore is there for those");
+    refuse_type(where, "is a " + name +
                            ", not an array: hand in a NumPy array, a tensor with __dlpack__, or "
                            "an object with the buffer protocol, of dtype " +
                            accepted);

@@ -14,6 +14,7 @@
 #include "collect.hpp"
 #include "cuda_library.hpp"
 #include "import_array.hpp"
+#include "jax_ffi.hpp"
 #include "on_devices.hpp"
 #include "step.hpp"
 
@@ -87,6 +88,8 @@ std::optional<double> rectification(const Hyperparameters& h, std::int64_t t) {
     if (!radam::is_rectified(h, rho)) return std::nullopt;
     return radam::rectification(rho, radam::rho_infinity(h.beta2));
 }
+
+nb::capsule capsule(radam::python::xla::Handler* handler) { return nb::capsule(reinterpret_cast<void*>(handler)); }
 
 // One call at a time has an optimizer to itself. Native, so that no interrupt comes between taking a turn and giving it
 // back: between two bytecodes of a Python context manager one may.
@@ -168,6 +171,10 @@ NB_MODULE(_core, m) {
           "Code float32 moments in 8 bits, to nearest: int8 codes are exp_avg's, uint8 ones exp_avg_sq's.");
     m.def("decode_blocks", &radam::python::decode_blocks, "codes"_a, "scales"_a, "values"_a,
           "The float32 moments that codes stand for; encoded again, they give the same codes and scales.");
+    m.def("join_weights", &radam::python::join_weights, "params"_a, "kept"_a, "weights"_a,
+          "The float32 weights that 16-bit parameters and what is kept of them stand for.");
+    m.def("split_weights", &radam::python::split_weights, "weights"_a, "params"_a, "kept"_a,
+          "The 16-bit parameters of float32 weights, and what is to be kept of them.");
     m.def("forget_steps", &radam::python::forget_steps, "In a forked child: the steps of other threads are not there.");
     m.def("end_steps", &radam::python::end_steps, "Wait for steps in other threads; later ones keep the GIL.");
     m.def("step", &radam::python::step, "groups"_a, "nonfinite"_a, "commit"_a = nb::none(), "amp"_a = nb::none(),
@@ -212,6 +219,15 @@ NB_MODULE(_core, m) {
         },
         "beta2"_a, "t"_a, "The length of the approximated simple moving average at step t.");
     m.def("rho_infinity", &radam::rho_infinity, "beta2"_a, "Its limit, 2 / (1 - beta2) - 1.");
+
+    // For jax.ffi.register_ffi_target.
+    m.def(
+        "jax_coefficients", [] { return capsule(&radam::python::jax::coefficients); },
+        nb::sig("def jax_coefficients() -> object"));
+    m.def("jax_step", [] { return capsule(&radam::python::jax::step); }, nb::sig("def jax_step() -> object"));
+    m.def(
+        "jax_step_on_cuda", [] { return capsule(&radam::python::jax::step_on_cuda); },
+        nb::sig("def jax_step_on_cuda() -> object"));
 
     m.def("isas", &radam::isas, "The names that RADAM_ISA takes on this machine, best first.");
     m.def("isa", &radam::current_isa, "The instruction set in use.");

@@ -20,29 +20,38 @@ def update(
     m: Array,
     v: Array,
     v_max: Array = None,
+    *,
+    are_complex: bool = False,
 ) -> tuple[Array, Array, Array, Array]:
     """Return what one update makes of p, m, v and v_max.
 
     Args:
         xp: a module with where, sqrt, abs, zeros_like and ones_like: torch, jax.numpy or numpy.
-        c: what _step.coefficients returns for the arrays' dtype; step_size and param_decay may be arrays.
+        c: what _step.coefficients returns for the arrays' dtype; any number may be an array. A program that finds the
+            step only when it runs has "rectified", an array of one bool, and "warmup" instead of "mode".
         p, g, m, v, v_max: arrays of one shape and one dtype, float32 or float64; v_max with amsgrad only.
+        are_complex: p, g and m are complex numbers, and v is of their sizes.
     """
     g = c["grad_scale"] * g
     if c["coupled"]:
         g = g + c["coupled_decay"] * p
     m = c["beta1"] * m + (c["beta1_low"] * m + c["one_minus_beta1"] * g)
-    v = c["beta2"] * v + (c["beta2_low"] * v + (c["one_minus_beta2"] * g) * g)
+    size = xp.abs(g) if are_complex else g
+    v = c["beta2"] * v + (c["beta2_low"] * v + (c["one_minus_beta2"] * size) * size)
     # A zero stays the zero that it is, with its derivative.
     m = xp.where((xp.abs(m) < c["m_floor"]) & (m != 0), xp.zeros_like(m), m)
     v = xp.where((v < c["v_floor"]) & (v != 0), xp.zeros_like(v), v)
     if c["amsgrad"]:
         v_max = xp.where(v_max >= v, v_max, v)
-    if c["mode"] != "moments_only":
+    mode = c.get("mode", "found later")
+    if mode != "moments_only":
         n = c["nesterov_m"] * m + c["nesterov_g"] * g if c["nesterov"] else m
-        if c["mode"] == "rectified":
-            n = n / (_sqrt(xp, (v_max if c["amsgrad"] else v) + c["eps_root"]) + c["eps"])
-        p = c["param_decay"] * p - c["step_size"] * n
+        if mode in ("rectified", "found later"):
+            below = _sqrt(xp, (v_max if c["amsgrad"] else v) + c["eps_root"]) + c["eps"]
+            n = n / (below if mode == "rectified" else xp.where(c["rectified"], below, xp.ones_like(below)))
+        moved = c["param_decay"] * p - c["step_size"] * n
+        stays = mode == "found later" and c["warmup"] == "moments_only"
+        p = xp.where(c["rectified"], moved, p) if stays else moved
     return p, m, v, v_max
 
 

@@ -21,7 +21,7 @@ import reference as ref
 Array = np.ndarray[Any, Any]
 Whose = Literal["ours", "theirs"]
 
-FRAMEWORKS = {"optax": "jax", "fused_step": "jax", "lucid": "numpy"}
+FRAMEWORKS = {"optax": "jax", "fused_step": "jax", "lucid": "numpy", "lucid_docs": "numpy"}
 """What a front end needs where that is not the module of its name. Lucid's own package runs on Apple silicon only: its
 parameters are stood in for."""
 SESSIONS = {"mindspore": "mindspore"}
