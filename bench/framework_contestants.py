@@ -31,7 +31,7 @@ class Framework:
 
     Args:
         make: returns the steps by name, over arrays of these shapes; each waits for its result.
-        rivals: with whom each is compared.
+        own: the framework's own optimizer, with which each is compared.
         goals: by (case, contestant), what its ratio to the framework's own is to be at most.
         libraries: whose versions a report names.
         cases: what is measured.

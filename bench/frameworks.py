@@ -144,7 +144,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         for name, it in case["contestants"].items():
             low, high = it["quartiles_s"]
             goal = case["goals"].get(name)
-            is_missed = goal is not None and round(it["over"][own]["ratio"], 2) > goal
+            is_missed = goal is not None and it["over"][own]["ratio"] > goal
             any_missed |= is_missed
             ratios = [_spread(it["over"][rival]) for rival in (own, ON_NUMPY, LIMIT)]
             ratios[0] += MISSED * is_missed

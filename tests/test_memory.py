@@ -124,3 +124,8 @@ def test_it_prints_as_a_table() -> None:
 def test_asking_imports_no_framework() -> None:
     code = "import sys, numpy, radam; radam.memory(radam.RAdam([numpy.ones(3)])); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_no_optimizer_is_refused() -> None:
+    with pytest.raises(TypeError, match="optimizer must have param_groups"):
+        radam.memory(object())

@@ -46,3 +46,15 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"params|weights must be float32"):
             _step.join_weights(params, kept, weights)
+
+
+def test_the_callers_float_mode_takes_no_small_weight_away() -> None:
+    params, rest = np.array([6e-8, 1e-5], np.float16), np.zeros(2, np.float32)  # somebody wrote both
+    weights = np.empty(2, np.float32)
+    torch = pytest.importorskip("torch")
+    torch.set_flush_denormal(True)
+    try:
+        _step.join_weights(params, rest, weights)
+    finally:
+        torch.set_flush_denormal(False)
+    assert weights.tolist() == params.astype(np.float64).tolist()

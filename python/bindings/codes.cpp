@@ -109,6 +109,7 @@ public:
     }
 
     void join() const noexcept {
+        const DefaultFloatMode mode;
         for (std::int64_t i = 0; i < size_; ++i)
             weights_[i] =
                 is_bf16_ ? join_bf16(std::uint32_t{params_[i]},
@@ -117,6 +118,7 @@ public:
     }
 
     void split() const noexcept {
+        const DefaultFloatMode mode;
         for (std::int64_t i = 0; i < size_; ++i) {
             if (is_bf16_) {
                 const float weight = quiet(weights_[i]);

@@ -68,9 +68,12 @@ def memory(optimizer: Any) -> Memory:
     """Return how many bytes an optimizer takes, its parameters and their gradients included.
 
     Args:
-        optimizer: a radam optimizer over arrays or over PyTorch's tensors, or any with ``param_groups`` and ``state``
-            like theirs. What is sharded counts as much as this process holds. States are made in the first step: before
-            it they count nothing.
+        optimizer: one of radam's, but for JAX, whose state is a tree of arrays that you hold; or any with
+            ``param_groups`` and ``state`` like PyTorch's. What is sharded counts as much as this process holds. States
+            are made in the first step: before it they count nothing.
+
+    Raises:
+        TypeError: if it is something else.
 
     >>> import numpy as np, radam
     >>> opt = radam.RAdam([np.zeros(1000, np.float32)])
@@ -92,6 +95,11 @@ def memory(optimizer: Any) -> Memory:
 
 def _parameters(optimizer: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:
     """Give each parameter once, with its state."""
+    if hasattr(optimizer, "_memory_entries"):  # a front end whose framework keeps states in another way
+        yield from optimizer._memory_entries()
+        return
+    if not (hasattr(optimizer, "param_groups") and hasattr(optimizer, "state")):
+        raise TypeError(f"optimizer must have param_groups and a state, got {type(optimizer).__name__}")
     seen: set[int] = set()
     params = [param for group in optimizer.param_groups for param in group["params"]]
     state = optimizer.state

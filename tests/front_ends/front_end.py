@@ -102,6 +102,8 @@ class FrontEnd:
         decays: the kinds of weight decay it knows.
         skips: whether a parameter may be without a gradient.
         schedulers: makes a trainer like make's, driven by a scheduler of the framework, by the scheduler's name.
+        scheduled: where the framework's own optimizer is not there: what the scheduler of that name makes of the
+            settings at a step, 0 for the first.
         refusals: bad input.
         make_like_torch: where the convention is not torch's, and it can follow torch's all the same: make that does.
     """
@@ -118,6 +120,7 @@ class FrontEnd:
     schedulers: Mapping[str, Callable[[Whose, Sequence[Array], Settings], Trainer]] = dataclasses.field(
         default_factory=dict
     )
+    scheduled: Mapping[str, Callable[[Settings, int], Settings]] = dataclasses.field(default_factory=dict)
     refusals: Sequence[Refusal] = ()
     make_like_torch: Callable[[Sequence[Array], Settings], Trainer] | None = None
 

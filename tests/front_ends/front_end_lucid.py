@@ -201,5 +201,10 @@ FRONT_END = FrontEnd(
     group_settings=frozenset({"lr", "beta1", "beta2", "eps", "weight_decay", "decoupled"}),
     decays=frozenset({"coupled", "decoupled"}),
     schedulers={name: scheduled(scheduler) for name, scheduler in schedulers().items()},
+    scheduled={
+        "of the first rate": lambda s, t: s.but(lr=s.lr * (1 + math.cos(t / 20)) / 2),
+        "of the last rate": lambda s, t: s.but(lr=s.lr * 0.9 ** (t // 7 + 1)),
+        "with momentum": lambda s, t: s.but(lr=s.lr * (1 + t % 5), beta1=wave(t)),
+    },
     refusals=refusals(),
 )

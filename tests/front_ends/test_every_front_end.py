@@ -60,15 +60,16 @@ def train(trainer: Trainer, grads: Sequence[Sequence[Array | None]]) -> list[Arr
     return trainer.params()
 
 
-def exact(front_end: FrontEnd, param: Array, grads: Sequence[Array], settings: Settings) -> Array:
-    """The trajectory's end in float64."""
+def exact(front_end: FrontEnd, param: Array, grads: Sequence[Array], settings: Settings | Sequence[Settings]) -> Array:
+    """The trajectory's end in float64, under the same settings throughout, or those of each step."""
     trajectory = ref.Trajectory.start(np.asarray(param, np.float64))
-    decay = {"weight_decay": settings.weight_decay} if settings.weight_decay else {}
-    if settings.decoupled and front_end.formula is ref.torch_radam:
-        decay["decoupled"] = True
-    for t, grad in enumerate(grads, start=1):
+    each = [settings] * len(grads) if isinstance(settings, Settings) else settings
+    for t, (grad, s) in enumerate(zip(grads, each, strict=True), start=1):
+        decay = {"weight_decay": s.weight_decay} if s.weight_decay else {}
+        if s.decoupled and front_end.formula is ref.torch_radam:
+            decay["decoupled"] = True
         wide = np.asarray(grad, np.float64)
-        front_end.formula(trajectory, wide, t, lr=settings.lr, betas=settings.betas, eps=settings.eps, **decay)
+        front_end.formula(trajectory, wide, t, lr=s.lr, betas=s.betas, eps=s.eps, **decay)
     return trajectory.p
 
 
@@ -152,13 +153,14 @@ def test_the_framework_s_schedulers_drive_it(name: str, scheduler: str) -> None:
     front_end = find(name)
     params, grads = problem()
     settings = Settings(lr=0.02, beta1=0.9, beta2=0.99)
-    runs: list[list[Array]] = []
-    whoses: tuple[Whose, ...] = ("ours", "theirs") if front_end.has_theirs else ("ours", "ours")
-    for whose in whoses:
-        runs.append(train(front_end.schedulers[scheduler](whose, params, settings), grads))
-    assert_near(*runs)
+    ours = train(front_end.schedulers[scheduler]("ours", params, settings), grads)
+    if front_end.has_theirs:
+        assert_near(ours, train(front_end.schedulers[scheduler]("theirs", params, settings), grads))
+    else:
+        each = [front_end.scheduled[scheduler](settings, t) for t in range(STEPS)]
+        assert_near(ours, [exact(front_end, p, [step[i] for step in grads], each) for i, p in enumerate(params)])
     constant = train(front_end.one_group("ours", params, settings), grads)
-    assert any(np.max(np.abs(a - b)) > 1e-4 for a, b in zip(runs[0], constant)), "the scheduler changed nothing"
+    assert any(np.max(np.abs(a - b)) > 1e-4 for a, b in zip(ours, constant)), "the scheduler changed nothing"
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
@@ -187,6 +189,13 @@ def test_a_saved_run_goes_on_with_the_same_bits(front_end: FrontEnd) -> None:
     after = front_end.one_group("ours", before.params(), settings)
     after.load(before.save())
     assert_same_bits(train(after, grads[25:]), straight)
+
+
+def test_betas_that_never_rectify_are_warned_of_once(front_end: FrontEnd) -> None:
+    params, grads = problem()
+    with pytest.warns(UserWarning, match="no step is ever rectified") as seen:
+        train(front_end.one_group("ours", params, Settings(beta2=0.5)), grads[:3])
+    assert len([one for one in seen if "no step is ever rectified" in str(one.message)]) == 1
 
 
 def test_a_parameter_without_a_gradient_waits(front_end: FrontEnd) -> None:
