@@ -25,12 +25,9 @@ from cases import element_count
 from command_line import names, positive, say
 from contestants import WARM_UP_STEPS
 from framework_contestants import FRAMEWORK_CASES, FRAMEWORKS, LIMIT, ON_NUMPY, Framework, numpy_steps
+from framework_tables import FORMAT, markdown
 from machine import describe_machine, warn_if_busy
 from measure import in_turns, no_collection
-from tables import machine_line, ms, row
-
-FORMAT = 1  # of the JSON; README.md beside this file says what its keys mean
-MISSED = "†"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,47 +118,6 @@ def _summary(
         "over": over,
         "times_s": {str(k): round(seconds, 9) for k, seconds in taken.items()},
     }
-
-
-def markdown(found: Mapping[str, Any]) -> str:
-    """Return the tables of a run."""
-    lines = [line for note in found["notes"] for line in (note, "")]
-    lines += ["Medians of one interleaved run [quartiles]; ratios are paired within its rounds.", ""]
-    own = FRAMEWORKS[found["framework"]].own
-    for case in found["cases"]:
-        lines += [f"**{case['what']}, float32, {case['threads']} threads**", ""]
-        head = [
-            "",
-            "steps",
-            "ms a step",
-            f"over {own}",
-            "goal: at most",
-            "over radam on NumPy arrays",
-            "over the limit",
-        ]
-        lines += [row(head), row(["---", *["--:"] * (len(head) - 1)])]
-        any_missed = False
-        for name, it in case["contestants"].items():
-            low, high = it["quartiles_s"]
-            goal = case["goals"].get(name)
-            is_missed = goal is not None and it["over"][own]["ratio"] > goal
-            any_missed |= is_missed
-            ratios = [_spread(it["over"][rival]) for rival in (own, ON_NUMPY, LIMIT)]
-            ratios[0] += MISSED * is_missed
-            ratios.insert(1, "" if goal is None else f"{goal:.2f}")
-            lines.append(row([name, str(it["repeats"]), f"{ms(it['median_s'])} [{ms(low)}, {ms(high)}]", *ratios]))
-        lines += ["", *([f"{MISSED} Above the goal.", ""] if any_missed else [])]
-    lines += [
-        "The limit reads and writes the same bytes, in NumPy's arrays, and computes nothing.",
-        "",
-        f"`{found['command']}`: {machine_line(found['machine'])}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _spread(it: Mapping[str, Any]) -> str:
-    low, high = it["quartiles"]
-    return f"{it['ratio']:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def _write_markdown(found: Mapping[str, Any], name: Path) -> Path:

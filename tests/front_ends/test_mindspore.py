@@ -93,6 +93,12 @@ def from_the_middle(value: Array) -> Parameter:
     return w
 
 
+def from_the_middle_of_a_product(value: Array) -> Parameter:
+    w = parameter(np.zeros_like(value))
+    w.set_data((Tensor(np.concatenate([value, value])) * 1)[len(value) :])
+    return w
+
+
 LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Array], Parameter]]] = {
     "0-d": ((), parameter),
     "empty": ((0, 3), parameter),
@@ -101,6 +107,7 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Array], Parameter]]] = {
     "transposed": ((5, 7), transposed),
     "every other row": ((6, 3), every_other_row),
     "from the middle of another": ((4, 3), from_the_middle),
+    "from the middle of a product": ((4, 3), from_the_middle_of_a_product),
 }
 
 
@@ -147,6 +154,45 @@ def test_every_pair_of_dtypes_gives_the_bits_of_numpy(param: str, grad: str) -> 
     assert np.array_equal(bits(w), expected.view(f"u{expected.itemsize}"))
     moment = mindspore.float64 if param == "float64" else mindspore.float32
     assert {m.dtype for m in (*optimizer.exp_avg, *optimizer.exp_avg_sq)} == {moment}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (4, 3)], ids=str)
+def test_a_parameter_within_another_tensor_is_updated_in_every_precision(shape: tuple[int, ...], dtype: str) -> None:
+    kind = getattr(mindspore, dtype)
+    whole = Tensor(np.zeros((3, *shape)), kind) * 1
+    w = Parameter(Tensor(np.zeros(shape), kind), name="w")
+    w.set_data(whole[1])
+    place, before = w.data_ptr(), bits(w).copy()
+    optimizer = RAdam([w], lr=0.5)
+    optimizer((Tensor(np.ones(shape), mindspore.float64 if dtype == "float64" else mindspore.float32),))
+    assert w.data_ptr() == place
+    assert (w * 1).astype(mindspore.float32).asnumpy().tolist() == np.full(shape, -0.5).tolist()
+    assert bits(w).shape == before.shape
+
+
+@pytest.mark.parametrize("what", ["exp_avg", "exp_avg_sq", "step_t"])
+def test_a_state_within_another_tensor_is_updated(what: str) -> None:
+    """Such as one that was loaded by rows of a larger tensor."""
+    optimizers = [RAdam([parameter(numbers(4))], lr=0.25, betas=BETAS) for _ in range(2)]
+    for optimizer in optimizers:
+        optimizer((Tensor(numbers(4, seed=6)),))
+    held = getattr(optimizers[0], what)
+    held = held if what == "step_t" else held[0]
+    held.set_data((Tensor(np.stack([held.asnumpy()] * 3)) * 1)[1])
+    for optimizer in optimizers:
+        for _ in range(MANY):
+            optimizer((Tensor(numbers(4, seed=7)),))
+    assert raw(optimizers[0]) == raw(optimizers[1])
+
+
+def test_a_step_count_of_another_dtype_is_refused() -> None:
+    optimizer = RAdam([parameter(numbers(4))])
+    optimizer.step_t.set_dtype(mindspore.float32)
+    before = raw(optimizer)
+    with pytest.raises(TypeError, match=r"step_t has dtype Float32; it must be int32"):
+        optimizer((Tensor(numbers(4)),))
+    assert raw(optimizer) == before
 
 
 def moved(tensor: Parameter) -> None:

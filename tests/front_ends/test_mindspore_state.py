@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     from mindspore import Parameter, ParameterTuple, Tensor
     from mindspore.experimental import optim
 
+import radam
 from radam.mindspore import RAdam
 
 CLASSES = {"ours": RAdam, "theirs": optim.RAdam}
@@ -59,7 +60,7 @@ def test_a_step_returns_what_mindspore_s_own_does() -> None:
 def test_every_kind_of_lr_counts_as_its_float32(lr: Any) -> None:
     """The first step without momentum is lr times the gradient, exactly."""
     w = Parameter(Tensor(np.zeros(3, np.float64)), name="w")
-    optimizer = RAdam([w], lr=lr, betas=(0.0, 0.5))
+    optimizer = RAdam([w], lr=lr, betas=(0.0, 0.75))
     optimizer((ones(dtype=mindspore.float64),))
     assert w.asnumpy().tolist() == [-float(np.float32(0.1))] * 3
 
@@ -67,7 +68,7 @@ def test_every_kind_of_lr_counts_as_its_float32(lr: Any) -> None:
 def test_an_lr_written_into_a_group_counts_from_the_next_step_on() -> None:
     for written in (0.5, Tensor(0.25), 2, 0.1):
         w = Parameter(Tensor(np.zeros(3, np.float64)), name="w")
-        optimizer = RAdam([w], lr=1.0, betas=(0.0, 0.5))
+        optimizer = RAdam([w], lr=1.0, betas=(0.0, 0.75))
         optimizer.param_groups[0]["lr"] = written
         optimizer((ones(dtype=mindspore.float64),))
         assert w.asnumpy().tolist() == [-float(np.float32(float(written)))] * 3
@@ -156,12 +157,63 @@ def test_no_group_can_be_added_after_the_first_step() -> None:
     ],
 )
 def test_a_group_that_is_refused_leaves_no_trace(group: Any) -> None:
-    optimizer = RAdam([parameter("a")])
+    optimizer, given = RAdam([parameter("a")]), dict(group) if isinstance(group, dict) else None
     before = repr(optimizer), [p.name for p in optimizer.get_parameters()], len(optimizer.lrs)
     with pytest.raises((TypeError, ValueError, KeyError)):
         optimizer.add_param_group(group)
     assert (repr(optimizer), [p.name for p in optimizer.get_parameters()], len(optimizer.lrs)) == before
+    assert given is None or (group.keys() == given.keys() and all(group[key] is value for key, value in given.items()))
     assert optimizer((ones(),))
+
+
+def test_a_group_stays_its_caller_s() -> None:
+    shared = {"params": (parameter("b", 2),), "lr": 0.5}
+    entries = list(shared.items())
+    for optimizer in (RAdam([parameter("a")]), RAdam([parameter("a")])):
+        optimizer.add_param_group(shared)
+        assert optimizer((ones(), ones(2)))
+        assert all(found is value for found, (_, value) in zip(shared.values(), entries))
+    RAdam([shared])
+    assert list(shared.items()) == entries
+
+
+@pytest.mark.parametrize("beta2", [0.5, 2 / 3, 0.67])
+def test_it_warns_where_no_step_is_ever_rectified(beta2: float) -> None:
+    said = []
+    for act in (
+        lambda: RAdam([parameter()], betas=(0.9, beta2)),
+        lambda: RAdam([parameter("a")]).add_param_group({"params": [parameter("b")], "betas": (0.9, beta2)}),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            act()
+        said.append([(str(one.message), one.filename) for one in caught if one.category is UserWarning])
+    if beta2 > 2 / 3:
+        assert said == [[], []]
+        return
+    for number, ((text, filename),) in enumerate(said):
+        assert text.startswith(f"group {number}: with betas[1]={beta2} rho never exceeds ")
+        assert "no step is ever rectified" in text
+        assert filename == __file__
+
+
+def test_a_group_whose_warning_is_an_error_leaves_no_trace() -> None:
+    optimizer = RAdam([parameter("a")])
+    before = repr(optimizer), raw(optimizer)
+    with pytest.raises(UserWarning, match="no step is ever rectified"):
+        optimizer.add_param_group({"params": [parameter("b")], "betas": (0.9, 0.5)})
+    assert (repr(optimizer), raw(optimizer)) == before
+    assert optimizer((ones(),))
+
+
+# ---- what it takes
+
+
+def test_memory_counts_all_that_it_holds() -> None:
+    optimizer = RAdam([parameter("a", 5), parameter("b", 2, mindspore.float16)])
+    found = radam.memory(optimizer)
+    assert (found.elements, found.parameters, found.moments) == (7, 5 * 4 + 2 * 2, 2 * 7 * 4)
+    assert (found.step_counts, found.state) == (4, 2 * 7 * 4 + 4)
 
 
 # ---- checkpoints
@@ -227,3 +279,9 @@ def test_a_scheduler_refuses_what_is_no_optimizer_and_takes_this_one() -> None:
     assert optimizer.lrs[0].item() == 0.25
     with pytest.raises(TypeError):
         optim.lr_scheduler.StepLR(object(), 1)
+
+
+def test_every_scheduler_of_mindspore_is_in_the_shared_table() -> None:
+    from front_end_mindspore import FRONT_END
+
+    assert set(FRONT_END.schedulers) == set(optim.lr_scheduler.__all__) - {"LRScheduler"}  # the abstract one

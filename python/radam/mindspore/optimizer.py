@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mindspore
@@ -16,10 +18,9 @@ from mindspore.experimental.optim.optimizer import check_not_less_than, check_no
 from .. import _step
 from ..conventions import CONVENTIONS
 from .compiled import is_captured
-from .memory import KeptViews, NotOnCpu, memory_of
+from .memory import DTYPES, KeptViews, NotOnCpu, count_of, memories_of
 
 _CONVENTION = CONVENTIONS["mindspore"]
-_KNOWN = (dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.float16)
 _MOST_STEPS = 2**31 - 1  # step_t is an int32
 
 
@@ -96,38 +97,47 @@ class RAdam(Optimizer):  # type: ignore[misc]
         self.step_t = Parameter(Tensor(0, dtypes.int32), "step_t")
         self.exp_avg = _moments("exp_avg", self.parameters)
         self.exp_avg_sq = _moments("exp_avg_sq", self.parameters)
+        for number, group in enumerate(self.param_groups):
+            _warn_if_never_rectified(number, group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters: a dict with "params" and any hyperparameters of its own.
 
         Raises:
             TypeError, ValueError: if something in it cannot be stepped; the optimizer is unchanged.
-            RuntimeError: if a step was taken. There is one step count for all parameters, as in MindSpore's own, so
-                that new ones would be taken for as old as the rest; make another optimizer for them.
+            RuntimeError: if a step is under way, or was taken. There is one step count for all parameters, as in
+                MindSpore's own, so that new ones would be taken for as old as the rest: make another optimizer for
+                them.
         """
         is_built = hasattr(self, "step_t")
-        if is_built and self.step_t.item():
-            raise RuntimeError(
-                "a group can be added before the first step only: all parameters share one step count (step_t); "
-                "make another optimizer for the new ones"
-            )
-        _check_params(param_group)
-        before = self.parameters, list(self.param_groups), list(self.lrs), list(self.group_start_id)
-        try:
-            super().add_param_group(param_group)
-            group = self.param_groups[-1]
-            _hyperparameters(len(self.param_groups) - 1, group)
-            if is_built:
-                self.parameters = ParameterTuple(self.parameters)
-                exp_avg = ParameterTuple((*self.exp_avg, *_moments("exp_avg", group["params"])))
-                exp_avg_sq = ParameterTuple((*self.exp_avg_sq, *_moments("exp_avg_sq", group["params"])))
-                names = _names(group["params"])
-        except BaseException:
-            self.parameters, self.param_groups, self.lrs, self.group_start_id = before
-            raise
-        if is_built:
-            self.exp_avg, self.exp_avg_sq = exp_avg, exp_avg_sq
-            self._names.append(names)
+        with self._turn if is_built else contextlib.nullcontext():
+            if is_built and self.step_t.item():
+                raise RuntimeError(
+                    "a group can be added before the first step only: all parameters share one step count (step_t); "
+                    "make another optimizer for the new ones"
+                )
+            group = _checked(param_group)
+            before = self._lists()
+            try:
+                super().add_param_group(group)
+                number = len(self.param_groups) - 1
+                _hyperparameters(number, group)
+                if is_built:
+                    self.parameters = ParameterTuple(self.parameters)
+                    self.exp_avg = ParameterTuple((*self.exp_avg, *_moments("exp_avg", group["params"])))
+                    self.exp_avg_sq = ParameterTuple((*self.exp_avg_sq, *_moments("exp_avg_sq", group["params"])))
+                    self._names.append(_names(group["params"]))
+                    _warn_if_never_rectified(number, group)
+            except BaseException:
+                for name, value in before.items():
+                    setattr(self, name, value)
+                raise
+
+    def _lists(self) -> dict[str, Any]:
+        """Return copies of what a new group adds to."""
+        names = ("parameters", "param_groups", "lrs", "group_start_id", "exp_avg", "exp_avg_sq", "_names")
+        found = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return {name: list(value) if type(value) is list else value for name, value in found.items()}
 
     def __call__(self, gradients: Sequence[Tensor]) -> bool:
         """Take one step, wholly or not at all.
@@ -160,27 +170,28 @@ class RAdam(Optimizer):  # type: ignore[misc]
         )
 
     def _take_step(self, gradients: Sequence[Tensor]) -> None:
-        self._check(gradients)
-        taken = self.step_t.item()
+        gradients = self._checked_gradients(gradients)
+        held: list[Any] = []  # what keeps the memory that the core works on, whatever other threads do
+        count = count_of(self.step_t, held)
+        taken = count.value
         if taken >= _MOST_STEPS:
             raise OverflowError(f"step_t, an int32 as in MindSpore's own RAdam, cannot count beyond {_MOST_STEPS}")
-        count = self.step_t.asnumpy()
         try:
-            arrays = [[memory_of(tensor) for tensor in tensors] for tensors in (self.parameters, gradients)]
+            arrays = [memories_of(tensors, held) for tensors in (self.parameters, gradients)]
         except NotOnCpu:
             for parameter, gradient in zip(self.parameters, gradients):
                 _check_device(parameter, f"parameter '{parameter.name}'")
                 _check_device(gradient, f"the gradient of parameter '{parameter.name}'")
             raise
         arrays += [kept.views_of(tensors) for kept, tensors in zip(self._kept, (self.exp_avg, self.exp_avg_sq))]
-        plans = []
+        plans, parameters = [], len(self.parameters)
+        steps = np.full(parameters, taken, np.int64)
         for number, group in enumerate(self.param_groups):
             first, end = self.group_start_id[number : number + 2]
             params, grads, exp_avgs, exp_avg_sqs = (tuple(some[first:end]) for some in arrays)
-            steps = np.full(end - first, taken, np.int64)
             names = self._names[number]
             hyperparameters = _hyperparameters(number, group)
-            plans.append((hyperparameters, None, params, grads, exp_avgs, exp_avg_sqs, None, steps, names))
+            plans.append((hyperparameters, None, params, grads, exp_avgs, exp_avg_sqs, None, steps[first:end], names))
         try:
             _step.step(tuple(plans), "propagate")
         except ValueError as error:
@@ -188,12 +199,23 @@ class RAdam(Optimizer):  # type: ignore[misc]
             if any((p.dtype == dtypes.float64) != (g.dtype == dtypes.float64) for p, g in pairs):
                 raise TypeError(str(error)) from None  # MindSpore's type for dtypes that do not go together
             raise
-        count[...] = taken + 1
+        finally:
+            # Ctrl-C may come up as soon as the core is done. Nothing in here calls anything, where it could again.
+            if not parameters or steps[0] > taken:
+                count.value = taken + 1
 
-    def _check(self, gradients: Sequence[Tensor]) -> None:
-        """Refuse what are not dense tensors, one for each parameter."""
+    def _memory_entries(self) -> Iterator[tuple[Parameter, dict[str, Tensor]]]:
+        """Give each parameter with its state, for radam.memory; the one step count with the first."""
+        step: dict[str, Tensor] = {"step": self.step_t}
+        for parameter, exp_avg, exp_avg_sq in zip(self.parameters, self.exp_avg, self.exp_avg_sq):
+            yield parameter, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, **step}
+            step = {}
+
+    def _checked_gradients(self, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return them in a tuple of our own; refuse what are not dense tensors, one for each parameter."""
         if not isinstance(gradients, (tuple, list)):
             raise TypeError(f"gradients must be a tuple of Tensors, got {type(gradients).__name__}")
+        gradients = tuple(gradients)
         if len(gradients) != len(self.parameters):
             raise RuntimeError(f"{len(gradients)} gradients were given for {len(self.parameters)} parameters")
         for i, gradient in enumerate(gradients):
@@ -202,6 +224,7 @@ class RAdam(Optimizer):  # type: ignore[misc]
                     f"the gradient of parameter '{self.parameters[i].name}' is of type {type(gradient).__name__}; it "
                     "must be a Tensor: sparse ones are not supported, and none may be left out"
                 )
+        return gradients
 
 
 def _moments(prefix: str, parameters: Sequence[Parameter]) -> ParameterTuple:
@@ -228,6 +251,18 @@ def _hyperparameters(number: int, group: dict[str, Any]) -> _step.Hyperparameter
         raise kind(f"group {number}: {error}") from None
 
 
+def _warn_if_never_rectified(number: int, group: dict[str, Any]) -> None:
+    beta2 = float(group["betas"][1])
+    limit, threshold = _step.rho_infinity(beta2), _CONVENTION.threshold
+    if limit <= threshold:
+        warnings.warn(
+            f"group {number}: with betas[1]={beta2} rho never exceeds {limit:.3g}, so that no step is ever rectified "
+            f"and there is only momentum (MindSpore rectifies above {threshold:g})",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def _names(parameters: Sequence[Parameter]) -> tuple[str, ...]:
     return tuple([parameter.name for parameter in parameters])
 
@@ -245,21 +280,22 @@ def _check_arguments(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
         raise IndexError(f"For 'RAdam', the argument 'betas' must be a tuple of two floats, but got {betas}.")
 
 
-def _check_params(group: Any) -> None:
-    """Refuse what no step can update. Groups that are no groups are left to MindSpore."""
+def _checked(group: Any) -> Any:
+    """Return a copy of a group; refuse what no step can update. Groups that are no groups are left to MindSpore."""
     if not isinstance(group, dict) or isinstance(group.get("params"), set):
-        return
+        return group
     params = group["params"]
-    group["params"] = [params] if isinstance(params, Parameter) else list(params)
+    group = {**group, "params": [params] if isinstance(params, Parameter) else list(params)}
     for parameter in group["params"]:
         if not isinstance(parameter, Parameter):
             raise TypeError(f"Optimizer can only optimize Parameters, but one of the params is a {type(parameter)}.")
-        if parameter.dtype not in _KNOWN:
+        if parameter.dtype not in DTYPES:
             raise TypeError(
                 f"parameter '{parameter.name}' has dtype {parameter.dtype}; "
                 "accepted are float64, float32, bfloat16 and float16"
             )
         _check_device(parameter, f"parameter '{parameter.name}'")
+    return group
 
 
 def _check_device(tensor: Tensor, what: str) -> None:
