@@ -107,16 +107,23 @@ MUTANTS = (
     Mutant(
         "eps inside the root, in array operations",
         "python/radam/_law.py",
-        '            n = n / (_sqrt(xp, (v_max if c["amsgrad"] else v) + c["eps_root"]) + c["eps"])',
-        '            n = n / _sqrt(xp, (v_max if c["amsgrad"] else v) + c["eps_root"] + c["eps"])',
+        'below = _sqrt(xp, (v_max if c["amsgrad"] else v) + c["eps_root"]) + c["eps"]',
+        'below = _sqrt(xp, (v_max if c["amsgrad"] else v) + c["eps_root"] + c["eps"])',
         ("tests/test_law_in_arrays.py",),
     ),
     Mutant(
         "decay after the step, in array operations",
         "python/radam/_law.py",
-        '        p = c["param_decay"] * p - c["step_size"] * n',
-        '        p = c["param_decay"] * (p - c["step_size"] * n)',
+        'moved = c["param_decay"] * p - c["step_size"] * n',
+        'moved = c["param_decay"] * (p - c["step_size"] * n)',
         ("tests/test_law_in_arrays.py",),
+    ),
+    Mutant(
+        "an edited beta1 of Lucid's that does not count",
+        "python/radam/lucid/optimizer.py",
+        "        if both == self._seen[g]:",
+        "        if both is None:",
+        ("tests/front_ends/test_lucid.py",),
     ),
     Mutant(
         "float32 counts stick at 2^24",

@@ -244,7 +244,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mindspore/memory": set(),
     "mindspore/optimizer": {".._step", "..conventions", ".compiled", ".memory"},
     "mindspore/__init__": {".optimizer"},
-    "paddle/checks": set(),
+    "paddle/checks": {".._step", "..conventions"},
     "paddle/counts": {".._step"},
     "paddle/state": {".._step", "..precision"},
     "paddle/gradients": {".._step"},

@@ -344,6 +344,8 @@ Array Imports::from_tensor(const dlpack::Tensor& tensor, Access access, const Wh
 
 // No capsule and no attribute lookups: the tensor borrows from the object, which the call holds.
 Array Imports::from_exchange(const Reader& reader, PyObject* object, Access access, const Where& where) {
+    if (reader.may_be_sparse && !nb::cast<bool>(nb::bool_(nb::handle(object).attr("is_dense")())))
+        refuse_type(where, "is a Paddle tensor that is not dense; an Embedding takes sparse=False");
     dlpack::Tensor tensor;
     if (reader.api->tensor_from_object(object, &tensor) != 0) {
         PyErr_Clear();  // __dlpack__ says better what is wrong

@@ -64,9 +64,10 @@ const Reader& known_reader(PyObject* object) {
         reader.source = Source::jax;
     else if (is_wrapper(type))
         reader.source = Source::nothing;
-    else if ((reader.api = exchange_api_of(type, name)) != nullptr)
+    else if ((reader.api = exchange_api_of(type, name)) != nullptr) {
         reader.source = Source::exchange;
-    else if (PyObject_HasAttrString(reinterpret_cast<PyObject*>(type), "__dlpack__"))
+        reader.may_be_sparse = name.rfind("paddle.", 0) == 0;
+    } else if (PyObject_HasAttrString(reinterpret_cast<PyObject*>(type), "__dlpack__"))
         reader.source = Source::dlpack;
     else if (PyObject_CheckBuffer(object))
         reader.source = Source::buffer;

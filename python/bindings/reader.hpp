@@ -12,6 +12,7 @@ namespace radam::python {
 struct Reader {
     enum class Source { numpy, exchange, dlpack, buffer, jax, nothing } source;
     const dlpack::ExchangeApi* api;  // where the source is exchange
+    bool may_be_sparse = false;      // Paddle's, which one must not ask for memory that is not dense
 };
 
 // For what is no NumPy array. Lives as long as the process, as the type does from now on: no other takes its address.

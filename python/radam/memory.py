@@ -129,6 +129,8 @@ def _bytes(thing: Any) -> int:
     local = _local(thing)
     if hasattr(local, "nbytes"):
         return int(local.nbytes)
+    if hasattr(local, "element_size"):
+        return _size(local) * int(local.element_size())
     if hasattr(local, "shape") and hasattr(local, "dtype"):
         return _size(local) * int(local.dtype.itemsize)
     if isinstance(local, int):

@@ -1,13 +1,10 @@
-"""What radam.paddle promises beyond the shared table: Paddle's ways to a step, its gradients, and what it refuses."""
+"""What radam.paddle promises beyond the shared table: Paddle's ways to a step, and its parameters."""
 
 from __future__ import annotations
 
-import copy
 import inspect
-import itertools
 import threading
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +16,6 @@ with warnings.catch_warnings():
     from paddle.optimizer import lr
 
 import radam.paddle
-from radam import _step
 
 CLASSES = {"ours": radam.paddle.RAdam, "theirs": paddle.optimizer.RAdam}
 Array = np.ndarray[Any, Any]
@@ -250,232 +246,17 @@ def test_a_backward_pass_after_the_step_is_as_free_as_with_paddle_s_own(kind: An
     loss.backward()
 
 
-# ---- what users put around an optimizer
-
-
-@pytest.fixture
-def scaler(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make Paddle's GradScaler work on the CPU, where it would switch itself off."""
-    from paddle.amp import grad_scaler
-
-    with monkeypatch.context() as patch:
-        patch.setattr(grad_scaler, "in_dynamic_mode", lambda: False)
-        made = paddle.amp.GradScaler(init_loss_scaling=8.0, decr_every_n_nan_or_inf=2)
-    assert made.is_enable()
-    return made
-
-
-@pytest.mark.parametrize(
-    ("whose", "way", "grouped"),
-    [  # Paddle's own minimize knows no groups
-        *itertools.product(CLASSES, ["step", "minimize"], [False]),
-        *[("ours", "step", True), ("ours", "minimize", True), ("theirs", "step", True)],
-    ],
-)
-def test_grad_scaler_unscales_and_leaves_out_steps(scaler: Any, whose: str, way: str, grouped: bool) -> None:
-    made = param()
-    optimizer = CLASSES[whose](0.1, parameters=[{"params": [made]}] if grouped else [made])
-
-    def train(factor: float) -> None:
-        scaled = scaler._scale * (made * factor).sum()
-        scaled.backward()
-        if way == "step":
-            scaler.step(optimizer)
-            scaler.update()
-        else:
-            scaler.minimize(optimizer, scaled)
-        optimizer.clear_grad(False)
-
-    train(1.0)
-    assert np.allclose(made.numpy(), [0.9, -2.1, 2.9])
+def test_a_group_that_changes_takes_effect(kind: Any) -> None:
+    made = with_grad(param())
+    optimizer = kind(0.1, parameters=[{"params": [made], "beta1": 0.5}])
+    optimizer.step()
+    optimizer._param_groups[0]["beta1"] = 0.75
     before = made.numpy().copy()
-    train(np.inf)
-    assert np.array_equal(made.numpy(), before)
-    assert scaler._decr_count == 1
-    train(1.0)
-    assert np.allclose(made.numpy(), [0.8, -2.2, 2.8])
-
-
-def test_a_step_without_the_scaler_is_taken_after_one_that_it_left_out(scaler: Any) -> None:
-    made = param()
-    optimizer = radam.paddle.RAdam(0.1, parameters=[made])
-    (scaler._scale * (made * np.inf).sum()).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    assert np.allclose(moved(with_grad(made), optimizer), -0.1)
-
-
-def test_a_model_of_paddle_s_high_level_interface_trains_saves_and_loads(tmp_path: Any) -> None:
-    ends = []
-    inputs = np.random.default_rng(0).random((32, 4), np.float32)
-    labels = (inputs.sum(axis=1) * 0.7).astype(np.int64)[:, None]
-    for name, one in CLASSES.items():
-        paddle.seed(0)
-        network = paddle.nn.Sequential(paddle.nn.Linear(4, 8), paddle.nn.ReLU(), paddle.nn.Linear(8, 3))
-        model = paddle.Model(network)
-        model.prepare(one(0.05, parameters=network.parameters()), paddle.nn.CrossEntropyLoss())
-        for _ in range(10):
-            model.train_batch([inputs], [labels])
-        model.save(str(tmp_path / name))
-        for _ in range(5):
-            model.train_batch([inputs], [labels])
-        ends.append([p.numpy().copy() for p in network.parameters()])
-        model.load(str(tmp_path / name))
-        for _ in range(5):
-            model.train_batch([inputs], [labels])
-        for before, after in zip(ends[-1], network.parameters()):
-            assert np.array_equal(before, after.numpy())
-    for ours, theirs in zip(*ends):
-        assert np.allclose(ours, theirs, atol=3e-6)
-
-
-def test_a_model_under_to_static_is_trained() -> None:
-    layer = paddle.nn.Linear(3, 1)
-    static = paddle.jit.to_static(layer)
-    optimizer = radam.paddle.RAdam(0.05, parameters=layer.parameters())
-    inputs = paddle.to_tensor(np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32))
-    losses = []
-    for _ in range(30):
-        loss = (static(inputs) - 1).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        losses.append(float(loss))
-    assert losses[-1] < 0.5 * losses[0]
-
-
-def test_a_step_inside_of_a_function_under_to_static_is_taken(kind: Any) -> None:
-    made = param()
-    optimizer = kind(0.1, parameters=[made])
-
-    @paddle.jit.to_static  # type: ignore[misc]
-    def train(inputs: Any) -> Any:
-        loss = (made * inputs).sum()
-        loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        return loss
-
-    losses = [float(train(paddle.ones([3]))) for _ in range(3)]
-    assert np.allclose(losses, [2.0, 1.7, 1.4])
-    assert np.allclose(made.numpy(), [0.7, -2.3, 2.7])
-
-
-def test_a_deep_copy_steps_its_own_parameters() -> None:
-    layer = paddle.nn.Linear(3, 2)
-    optimizer = radam.paddle.RAdam(0.1, parameters=layer.parameters())
-    for one in layer.parameters():
-        with_grad(one)
+    made.grad = paddle.full([3], -1.0)
     optimizer.step()
-    before = layer.weight.numpy().copy()
-    copied_layer, copied = copy.deepcopy((layer, optimizer))
-    for one in copied_layer.parameters():
-        with_grad(one)
-    copied.step()
-    assert np.array_equal(layer.weight.numpy(), before)
-    found = copied.state_dict()
-    assert set(found).isdisjoint(optimizer.state_dict())
-    assert found[f"{copied_layer.weight.name}_radam_count_0"].numpy()[0] == 2
-    optimizer.step()
-    assert np.array_equal(layer.weight.numpy(), copied_layer.weight.numpy())
-
-
-# ---- what it refuses
-
-
-@pytest.fixture
-def static_mode() -> Iterator[None]:
-    paddle.enable_static()
-    yield
-    paddle.disable_static()
-
-
-ACTS: dict[str, Callable[[Any], Any]] = {
-    "step": lambda o: o.step(),
-    "minimize": lambda o: o.minimize(None),
-    "apply_gradients": lambda o: o.apply_gradients([]),
-    "state_dict": lambda o: o.state_dict(),
-    "set_state_dict": lambda o: o.set_state_dict({}),
-}
-
-
-@pytest.mark.parametrize("act", ACTS)
-def test_static_mode_is_refused(act: str) -> None:
-    optimizer = radam.paddle.RAdam(0.1, parameters=[param()])
-    paddle.enable_static()
-    try:
-        with pytest.raises(RuntimeError, match=r"paddle\.disable_static\(\)"):
-            ACTS[act](optimizer)
-    finally:
-        paddle.disable_static()
-
-
-def test_an_optimizer_is_not_made_in_static_mode(static_mode: None) -> None:
-    with pytest.raises(RuntimeError, match=r"paddle\.disable_static\(\)"):
-        radam.paddle.RAdam(0.1)
-
-
-def sparse_embedding() -> Any:
-    layer = paddle.nn.Embedding(5, 3, sparse=True)
-    layer(paddle.to_tensor([1, 2])).sum().backward()
-    return layer.weight
-
-
-def sparse_coo() -> Any:
-    return with_grad(param(np.ones((3, 3))), paddle.sparse.sparse_coo_tensor([[0, 1], [1, 2]], [1.0, 2.0], [3, 3]))
-
-
-def distributed() -> Any:
-    mesh = paddle.distributed.ProcessMesh([0], dim_names=["x"])
-    made = paddle.distributed.shard_tensor(param(), mesh, [paddle.distributed.Replicate()])
-    made.grad = paddle.distributed.shard_tensor(paddle.ones([3]), mesh, [paddle.distributed.Replicate()])
-    return made
-
-
-def eight_bits() -> Any:
-    made = paddle.ones([3]).astype("float8_e4m3fn")
-    made.stop_gradient = False
-    return made
-
-
-CANNOT_BE_STEPPED: dict[str, tuple[Callable[[], Any], Any, type[Exception], str]] = {
-    "rows": (sparse_embedding, None, RuntimeError, "sparse"),
-    "coordinates": (sparse_coo, None, RuntimeError, "sparse"),
-    "distributed": (distributed, None, RuntimeError, "distributed"),
-    "8 bits": (eight_bits, paddle.ones([3]), TypeError, "dtype"),
-    "complex": (lambda: paddle.ones([3], "complex64"), paddle.ones([3], "complex64"), TypeError, "complex64"),
-    "another shape": (param, paddle.ones([4]), ValueError, r"has shape \(4,\), the parameter \(3,\)"),
-    "another dtype": (param, paddle.ones([3], "float64"), ValueError, "float64"),
-    "integers": (param, paddle.ones([3], "int64"), ValueError, "int64"),
-}
-
-
-@pytest.mark.parametrize("case", CANNOT_BE_STEPPED)
-def test_what_cannot_be_stepped_is_refused_by_name_and_nothing_changes(case: str) -> None:
-    make, grad, error, text = CANNOT_BE_STEPPED[case]
-    good, bad = with_grad(param()), make()
-    optimizer = radam.paddle.RAdam(0.1, parameters=[good])
-    optimizer.step()
-    before, state = good.numpy().copy(), {k: v.numpy().copy() for k, v in optimizer.state_dict().items()}
-    bad.stop_gradient = False
-    pair = (bad, bad.grad if grad is None else grad)
-    assert pair[1] is not None
-    for _ in range(2):
-        with pytest.raises(error, match=text) as raised:
-            optimizer.apply_gradients([(good, good.grad), pair])
-        assert bad.name in str(raised.value)
-    assert np.array_equal(good.numpy(), before)
-    found = optimizer.state_dict()
-    assert set(found) == set(state)
-    assert all(np.array_equal(found[key].numpy(), value) for key, value in state.items())
-    assert np.all(moved(good, optimizer) < 0)
-
-
-def test_a_parameter_without_memory_is_stepped_over() -> None:
-    empty, good = with_grad(param()), with_grad(param())
-    empty._clear_data()
-    assert np.allclose(moved(good, optimizer := radam.paddle.RAdam(0.1, parameters=[empty, good])), -0.1)
-    assert not any(key.startswith(f"{empty.name}_") for key in optimizer.state_dict())
+    moment = 0.75 * 0.5 - 0.25
+    assert np.allclose(optimizer.state_dict()[f"{made.name}_moment1_0"].numpy(), moment)
+    assert not np.array_equal(made.numpy(), before)
 
 
 def test_parameters_of_layers_that_are_not_yet_made_are_stepped_over(kind: Any) -> None:
@@ -485,6 +266,13 @@ def test_parameters_of_layers_that_are_not_yet_made_are_stepped_over(kind: Any) 
     assert np.allclose(moved(good, kind(0.1, parameters=[*lazy.parameters(), good])), -0.1)
 
 
+def test_a_parameter_without_memory_is_stepped_over() -> None:
+    empty, good = with_grad(param()), with_grad(param())
+    empty._clear_data()
+    assert np.allclose(moved(good, optimizer := radam.paddle.RAdam(0.1, parameters=[empty, good])), -0.1)
+    assert not any(key.startswith(f"{empty.name}_") for key in optimizer.state_dict())
+
+
 def test_gradients_are_never_written() -> None:
     made = with_grad(param(), paddle.to_tensor([3.0, 4.0, 0.0]))
     clip = paddle.nn.ClipGradByGlobalNorm(1.0)
@@ -492,51 +280,6 @@ def test_gradients_are_never_written() -> None:
     other.need_clip = False
     radam.paddle.RAdam(0.1, parameters=[made, other], grad_clip=clip, weight_decay=0.5).step()
     assert np.array_equal(made.grad.numpy(), [3, 4, 0])
-
-
-def test_a_second_step_at_the_same_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = with_grad(param())
-    optimizer = radam.paddle.RAdam(0.1, parameters=[made])
-    found: list[Exception] = []
-    native = _step.step
-
-    def step_in_a_step(*args: Any, **keywords: Any) -> bool:
-        def again() -> None:
-            try:
-                optimizer.step()
-            except RuntimeError as error:
-                found.append(error)
-
-        thread = threading.Thread(target=again)
-        thread.start()
-        thread.join()
-        return native(*args, **keywords)
-
-    monkeypatch.setattr(_step, "step", step_in_a_step)
-    optimizer.step()
-    assert "under way" in str(found[0])
-    assert np.allclose(made.numpy(), [0.9, -2.1, 2.9])
-
-
-@pytest.mark.parametrize("after", [False, True])
-def test_an_interrupt_finds_a_whole_step_or_none(after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = with_grad(param())
-    optimizer = radam.paddle.RAdam(0.1, parameters=[made])
-    native = _step.step
-
-    def interrupted(*args: Any, **keywords: Any) -> bool:
-        if after:
-            native(*args, **keywords)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_step, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            optimizer.step()
-    assert bool(optimizer.state_dict()) is after
-    assert np.allclose(made.numpy(), [0.9, -2.1, 2.9] if after else [1, -2, 3])
-    optimizer.step()
-    assert optimizer.state_dict()[f"{made.name}_radam_count_0"].numpy()[0] == 1 + after
 
 
 def test_optimizers_in_two_threads_do_not_meet() -> None:
@@ -556,34 +299,3 @@ def test_optimizers_in_two_threads_do_not_meet() -> None:
         alone = with_grad(param(np.linspace(-1, 1, 5000)))
         moved(alone, radam.paddle.RAdam(0.01, parameters=[alone], beta2=beta2), 50)
         assert np.array_equal(one.numpy(), alone.numpy())
-
-
-def test_what_sets_multi_precision_for_paddle_s_own_sets_it_for_ours() -> None:
-    from paddle.amp.auto_cast import _set_multi_precision
-
-    made = with_grad(param(dtype="bfloat16"))
-    optimizer = radam.paddle.RAdam(0.1, parameters=[made])
-    _, decorated = paddle.amp.decorate(models=paddle.nn.Linear(2, 2), optimizers=optimizer, level="O2")
-    assert decorated is optimizer
-    _set_multi_precision(optimizer, True)
-    optimizer.step()
-    assert list(optimizer.state_dict()["master_weights"]) == [made.name]
-
-
-def test_a_group_that_changes_takes_effect(kind: Any) -> None:
-    made = with_grad(param())
-    optimizer = kind(0.1, parameters=[{"params": [made], "beta1": 0.5}])
-    optimizer.step()
-    optimizer._param_groups[0]["beta1"] = 0.75
-    before = made.numpy().copy()
-    made.grad = paddle.full([3], -1.0)
-    optimizer.step()
-    moment = 0.75 * 0.5 - 0.25
-    assert np.allclose(optimizer.state_dict()[f"{made.name}_moment1_0"].numpy(), moment)
-    assert not np.array_equal(made.numpy(), before)
-
-
-def test_the_message_names_the_parameter() -> None:
-    made = with_grad(param(), paddle.ones([2]))
-    with pytest.raises(ValueError, match=made.name):
-        radam.paddle.RAdam(0.1, parameters=[made]).step()

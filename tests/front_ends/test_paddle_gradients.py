@@ -252,3 +252,55 @@ def test_regularizers_that_agree_at_first_may_part() -> None:
         decays[1]._coeff, decays[2]._coeff = 0.75, -0.25
         ends.append(train(optimizer, params))
     assert_alike(ends, 4e-6)
+
+
+class WithParams(paddle.nn.clip.ClipGradBase):  # type: ignore[misc]
+    """One that computes with parameters, and writes one where it lies."""
+
+    def _dygraph_clip(self, params_grads: Any) -> Any:
+        out = []
+        for param, grad in params_grads:
+            out.append((param, grad * param.norm() / grad.norm()))
+            param.add_(paddle.zeros_like(param))
+        return out
+
+
+def test_a_clip_computes_without_gradients() -> None:
+    def make(kind: Any, params: list[Any]) -> Any:
+        return kind(0.05, parameters=params, grad_clip=WithParams())
+
+    assert_alike(both(make), 4e-6)
+
+
+class OnlyTheFirst(paddle.nn.clip.ClipGradBase):  # type: ignore[misc]
+    def _dygraph_clip(self, params_grads: Any) -> Any:
+        return params_grads[:1]
+
+
+def test_a_parameter_that_a_clip_leaves_out_has_no_state() -> None:
+    params = make_params()
+    optimizer = radam.paddle.RAdam(0.05, parameters=params, grad_clip=OnlyTheFirst())
+    train(optimizer, params)
+    assert {key.rsplit("_radam")[0] for key in optimizer.state_dict() if "radam" in key} == {params[0].name}
+    optimizer._grad_clip = None
+    train(optimizer, params)
+    found = optimizer.state_dict()
+    steps = [int(found[key].numpy()[0]) for key in sorted(found) if "radam" in key]
+    assert sorted(steps) == [STEPS, STEPS, 2 * STEPS]
+
+
+@pytest.mark.parametrize("value", [-0.125, 0.125, -1])
+@pytest.mark.parametrize("way", ["a Tensor", "a number", "of a group", "a Tensor of a group", "of a parameter"])
+def test_a_negative_decay_is_one_of_paddle_s_however_it_is_given(value: float, way: str) -> None:
+    def make(kind: Any, params: list[Any]) -> Any:
+        given: Any = paddle.to_tensor(float(value)) if "Tensor" in way else value
+        if kind is CLASSES["theirs"]:
+            given = paddle.regularizer.L2Decay(float(value))
+        if "group" in way:
+            return kind(0.05, parameters=[{"params": params, "weight_decay": given}])
+        if "parameter" in way:
+            params[0].regularizer = given
+            return kind(0.05, parameters=params)
+        return kind(0.05, parameters=params, weight_decay=given)
+
+    assert_alike(both(make), 4e-6)

@@ -11,6 +11,8 @@
 try:
     import paddle
 except ModuleNotFoundError as error:
+    if error.name != "paddle":  # something that Paddle itself needs
+        raise
     raise ModuleNotFoundError("radam.paddle needs PaddlePaddle: pip install paddlepaddle", name="paddle") from error
 
 from .optimizer import RAdam

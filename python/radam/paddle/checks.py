@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import paddle
 from paddle import Tensor
+
+from .. import _step
+from ..conventions import CONVENTIONS
 
 
 def stay_as_written() -> None:
@@ -39,6 +43,21 @@ def check_numbers(numbers: Mapping[str, Any]) -> None:
         raise ValueError(f"Invalid epsilon: {numbers['epsilon']}, it must be at least 0")
 
 
+def warn_if_never_rectified(betas2: Sequence[float], stacklevel: int) -> None:
+    """Warn of the first group whose beta2 is too small for a step to be ever rectified."""
+    threshold = CONVENTIONS["paddle"].threshold
+    for g, beta2 in enumerate(betas2):
+        limit = _step.rho_infinity(beta2)
+        if not limit > threshold:
+            warnings.warn(
+                f"group {g}: with beta2={beta2} rho never exceeds {limit:.3g}, so that no step is ever rectified and "
+                f"there is only momentum (convention 'paddle' rectifies above {threshold:g})",
+                UserWarning,
+                stacklevel=stacklevel + 1,
+            )
+            return
+
+
 def refuse_repeated(params: Sequence[Tensor]) -> None:
     """Refuse a parameter that comes twice: one step cannot take its gradient two times."""
     if len(set(map(id, params))) < len(params):
@@ -47,7 +66,26 @@ def refuse_repeated(params: Sequence[Tensor]) -> None:
         raise ValueError(f"the parameter {twice} comes twice; hand in each parameter once")
 
 
-def explained(params: Sequence[Tensor], grads: Sequence[Tensor | None], error: Exception) -> list[bool]:
+def refuse_kinds(params: Sequence[Tensor], grads: Sequence[Any], what: str) -> None:
+    """Refuse Tensors that are not dense, before the core asks for their memory: Paddle gives out none of theirs."""
+    for param, tensor in zip(params, grads):
+        if not isinstance(tensor, Tensor) or (tensor.is_dense() and not tensor.is_selected_rows()):
+            continue
+        if tensor.is_selected_rows() or tensor.is_sparse():
+            raise RuntimeError(
+                f"RAdam does not support sparse gradients or parameters, and the {what} {param.name} is one; an "
+                "Embedding takes sparse=False"
+            )
+        if tensor.is_dist():
+            raise RuntimeError(
+                f"the {what} {param.name} is a distributed Tensor, which radam.paddle.RAdam does not step; "
+                "paddle.optimizer.RAdam does"
+            )
+
+
+def explained(
+    params: Sequence[Tensor], grads: Sequence[Tensor | None], states: Mapping[int, Any], error: Exception
+) -> list[bool]:
     """Raise what says better than the core what is wrong; else say which parameters Paddle steps over, for no memory.
 
     Only after the core refused a step, so that it costs nothing.
@@ -59,19 +97,16 @@ def explained(params: Sequence[Tensor], grads: Sequence[Tensor | None], error: E
                 continue
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"the {what} {param.name} is a {type(tensor).__name__}, not a Tensor") from error
-            if tensor.is_selected_rows() or tensor.is_sparse():
-                raise RuntimeError(
-                    f"RAdam does not support sparse gradients or parameters, and the {what} {param.name} is one; an "
-                    "Embedding takes sparse=False"
-                ) from error
-            if tensor.is_dist():
-                raise RuntimeError(
-                    f"the {what} {param.name} is a distributed Tensor, which radam.paddle.RAdam does not step"
-                ) from error
             is_number = tensor.is_floating_point() or tensor.is_complex()
             if tensor is grad and tensor._is_initialized() and not is_number:
                 raise ValueError(
                     f"the gradient of {param.name} is {tensor.dtype}, the parameter {param.dtype}"
                 ) from error
+        held, shape = states.get(id(param)), tuple(param.shape)
+        if held is not None and grad is not None and param._is_initialized() and shape != tuple(held.moment1.shape):
+            raise ValueError(
+                f"moment1 of {param.name} has shape {tuple(held.moment1.shape)}, the parameter {shape}: it was resized "
+                "after its first step; go on with a new optimizer, whose moments begin at 0"
+            ) from error
         empty.append(grad is not None and not param._is_initialized())
     return empty

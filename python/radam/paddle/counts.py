@@ -47,8 +47,8 @@ def powers(count: int, beta1: float, beta2: float, dtype: str) -> Powers:
     return Powers(_power(beta1, count, dtype), _power(beta2, count, dtype), rho)
 
 
-def find(found: Powers, exact: Exact | None, beta1: float, beta2: float, dtype: str) -> int:
-    """Return the step count that powers stand for.
+def find(found: Powers, exact: Exact | None, beta1: float, beta2: float, dtype: str) -> tuple[int, bool]:
+    """Return the step count that powers stand for, or the nearest one, and whether they are the powers of that step.
 
     Args:
         found: what the accumulators hold.
@@ -63,18 +63,20 @@ def find(found: Powers, exact: Exact | None, beta1: float, beta2: float, dtype: 
         if not 0.0 <= power <= 1.0:
             raise ValueError(f"{name} must be a power of a beta, from 0 to 1, got {power}")
     if exact is not None and _is_of(exact, found, dtype):
-        return int(exact.steps)
+        return int(exact.steps), True
     if found.beta1_pow == 1.0 and found.beta2_pow == 1.0:
-        return 0
+        return 0, True
     tiny = float(np.finfo(dtype).tiny)
-    counts = []
+    going_on: list[tuple[int, bool]] = []
+    ended: list[tuple[int, bool]] = []
     for power, beta in ((found.beta1_pow, beta1), (found.beta2_pow, beta2)):
         count, is_exact = _count(power, beta, dtype)
         if is_exact and tiny <= power < 1.0:
-            return count
-        counts.append((power >= tiny and power < 1.0, count))
-    going_on = [count for goes_on, count in counts if goes_on]
-    return going_on[0] if going_on else max(1, *(count for _, count in counts))
+            return count, True
+        (going_on if tiny <= power < 1.0 else ended).append((count, is_exact))
+    if going_on:
+        return going_on[0]
+    return max(1, *(count for count, _ in ended)), any(is_exact for _, is_exact in ended)
 
 
 def _is_of(exact: Exact, found: Powers, dtype: str) -> bool:
@@ -107,6 +109,7 @@ def _power(beta: float, count: int, dtype: str) -> float:
     return float(chunk[-1])
 
 
+@functools.lru_cache(maxsize=256)
 def _count(power: float, beta: float, dtype: str) -> tuple[int, bool]:
     """Return the first count with this power, or with the nearest one, and whether it is this power."""
     before, last = 0, 1.0

@@ -27,18 +27,32 @@ def of(params: Sequence[Tensor], with_main: bool) -> list[Tensor | None]:
 
 
 def coefficient(regularizer: Any) -> float | None:
-    """Return the coefficient of L2 decay, 0 for none; None where only the regularizer itself knows what it does."""
+    """Return the coefficient of L2 decay where the core can take it, 0 for none; None where Paddle's objects decay.
+
+    Raises:
+        ValueError: if it is a Tensor of several elements, or no finite number.
+    """
     if regularizer is None:
         return 0.0
-    if isinstance(regularizer, Tensor) and regularizer.size == 1:
-        value: Any = regularizer.item()
-    elif type(regularizer) is paddle.regularizer.L2Decay:
+    value: Any = regularizer
+    if isinstance(regularizer, Tensor):
+        if regularizer.size != 1:
+            raise ValueError(f"weight_decay must be one number, got a Tensor of shape {tuple(regularizer.shape)}")
+        value = regularizer.item()
+    elif type(regularizer) in (paddle.regularizer.L1Decay, paddle.regularizer.L2Decay):
         value = regularizer._coeff
-    else:
-        value = regularizer
-    if isinstance(value, (int, float)) and 0.0 <= value < math.inf:
-        return float(value)
-    return None
+    if not isinstance(value, (int, float)):
+        return None
+    if not math.isfinite(value):
+        raise ValueError(f"weight_decay must be a finite number, got {value}")
+    return float(value) if value >= 0.0 and type(regularizer) is not paddle.regularizer.L1Decay else None
+
+
+def decaying(regularizer: Any) -> Any:
+    """Return what Paddle calls for a regularizer: L2Decay in place of a number."""
+    if isinstance(regularizer, Tensor):
+        regularizer = regularizer.item()
+    return paddle.regularizer.L2Decay(float(regularizer)) if isinstance(regularizer, (int, float)) else regularizer
 
 
 def native_clip(clip: Any, params: Sequence[Tensor]) -> _step.Clip | None:
@@ -65,7 +79,8 @@ def clipped(clip: Any, params: Sequence[Tensor], grads: Sequence[Tensor | None])
     places = [i for i, grad in enumerate(grads) if grad is not None]
     given = [(params[i], to_be_changed(grad, is_inplace)) for i, grad in enumerate(grads) if grad is not None]
     out: list[Tensor | None] = [None] * len(grads)
-    by_param = {id(param): grad for param, grad in clip(given)}
+    with paddle.no_grad():  # a class of the user's own may compute with parameters
+        by_param = {id(param): grad for param, grad in clip(given)}
     for i in places:
         out[i] = reshaped(by_param.get(id(params[i])), grads[i])
     return out

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from paddle import Tensor
 from paddle.optimizer.lr import LambdaDecay, LRScheduler
 
 from . import checks, gradients, saved, state
-from .state import State
+from .state import Betas, State
 from .steps import Pairs, Steps
 
 checks.stay_as_written()
@@ -39,10 +41,12 @@ class RAdam(Steps):
             float32 ones would. paddle.amp.decorate sets it too. Moments are float32 either way.
 
     Raises:
-        ValueError: if a number is out of range, or a parameter comes twice.
+        ValueError: if a number is out of range, weight_decay is no finite number, or a parameter comes twice.
         TypeError: if an argument is of another type.
         AttributeError: without parameters.
         RuntimeError: in static mode.
+
+    Warns (UserWarning) where beta2 is so small that no step is ever rectified.
 
     A step happens wholly or not at all: after an error nothing has changed.
 
@@ -75,17 +79,23 @@ class RAdam(Steps):
         if isinstance(learning_rate, (float, int)) and not learning_rate >= 0.0:
             raise ValueError(f"Invalid learning rate: {learning_rate}, it must be at least 0")
         checks.check_numbers({"beta1": beta1, "beta2": beta2, "epsilon": epsilon})
+        gradients.coefficient(weight_decay)
+        if isinstance(parameters, Iterable) and not isinstance(parameters, (Tensor, Mapping)):
+            parameters = list(parameters)
+            for g, group in enumerate(parameters):  # before Paddle puts on the parameters what groups say
+                if isinstance(group, Mapping):
+                    _check_group(group, g)
         self._beta1, self._beta2, self._epsilon = beta1, beta2, epsilon
         super().__init__(learning_rate, parameters, weight_decay, grad_clip, name)
         self.type = "radam"
         self._multi_precision = multi_precision
         self._default_dict |= {"beta1": beta1, "beta2": beta2, "epsilon": epsilon}
         self._states, self._given = {}, {}
+        self._later: saved.Reader | None = None  # what a state dict has of parameters that may come yet
         self._keeps_masters, self._awaits = multi_precision, False
         self._set_up()
-        for group in self._groups():
-            checks.check_numbers(group)
         checks.refuse_repeated([param for _, params in self._groups_and_params() for param in params])
+        checks.warn_if_never_rectified([self._betas(group)[1] for group in self._groups()], stacklevel=2)
 
     # ---- steps
 
@@ -168,22 +178,46 @@ class RAdam(Steps):
         Beside Paddle's accumulators there is an entry for each parameter with its exact step count.
 
         Raises:
-            RuntimeError: in static mode.
+            RuntimeError: in static mode; if a step is under way.
         """
         checks.refuse_static()
-        order = {id(param): self._betas(group) for group, params in self._groups_and_params() for param in params}
-        default = self._betas({})
-        states = [held for key in order if (held := self._states.get(key))]
-        states += [held for key, held in self._states.items() if key not in order]
-        found = saved.write([(held, order.get(id(held.param), default)) for held in states])
-        if isinstance(self._learning_rate, LRScheduler):
-            found[saved.SCHEDULER] = self._learning_rate.state_dict()
+        with self._turn:
+            for held in self._states.values():
+                if held.is_of_another_dtype:
+                    with contextlib.suppress(ValueError):  # then it is saved as it is
+                        state.recast(held, self._multi_precision, self._name)
+                    self._generation += 1
+            states = [(self._states.get(id(param)), betas) for param, betas in self._all()]
+            found = saved.write([(kept, betas) for kept, betas in states if kept is not None])
+            if isinstance(self._learning_rate, LRScheduler):
+                found[saved.SCHEDULER] = self._learning_rate.state_dict()
         return found
+
+    def _all(self) -> list[tuple[Tensor, Betas]]:
+        """Return the parameters of all groups, and others that have a state, with their betas."""
+        found = [(param, self._betas(group)) for group, params in self._groups_and_params() for param in params]
+        known = {id(param) for param, _ in found}
+        others = [held.param for key, held in self._states.items() if key not in known]
+        return found + [(param, self._betas({})) for param in others]
+
+    def _memory_entries(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Give each parameter with what is kept of it, under the names of radam's own states, for radam.memory."""
+        for param, _ in self._all():
+            held = self._states.get(id(param))
+            entry: dict[str, Any] = {}
+            if held is not None:
+                entry = {"exp_avg": held.moment1, "exp_avg_sq": held.moment2, "step": held.count}
+                if held.master is not None:
+                    entry["remainder" if held.dtype == "bfloat16" else "master"] = held.master
+            yield param, entry
 
     def set_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what state_dict of this class or of paddle.optimizer.RAdam gave. The tensors are copied.
 
-        Parameters that it has nothing of begin anew, unless they have a state now.
+        Parameters that it has nothing of begin anew, unless they have a state now. What it has of other parameters is
+        kept for their first step, should they be handed in later.
+
+        Warns (UserWarning) where the powers that Paddle saves for a step count are not those of these betas.
 
         Raises:
             AssertionError: as Paddle: if something is missing, of another shape or dtype, or of other parameters.
@@ -198,15 +232,18 @@ class RAdam(Steps):
         with self._turn:
             reader = saved.Reader(state_dict, self._name, self._multi_precision)
             states: dict[int, State] = {}
-            for group, params in self._groups_and_params():
-                for param in params:
-                    read = reader.read(param, self._states.get(id(param)), self._betas(group))
-                    if read is not None:
-                        states[id(param)] = read
+            params = self._all()
+            for param, betas in params:
+                read = reader.read(param, self._states.get(id(param)), betas)
+                if read is not None:
+                    states[id(param)] = read
             if not states and not reader.is_empty:
                 raise AssertionError(f"optimizer Tensors of {self._first_name()} not found; nothing was loaded")
+            later = reader.rest(param.name for param, _ in params)
+            reader.warn(stacklevel=2)
             if scheduler is not None and schedule:
                 _load_scheduler(scheduler, schedule)
+            self._later = later
             self._states, self._generation = states, self._generation + 1
             self._awaits = any(held.awaited is not None for held in states.values())
             self._keeps_masters = self._multi_precision
@@ -214,10 +251,32 @@ class RAdam(Steps):
     load_state_dict = set_state_dict
     set_dict = set_state_dict
 
+    def _saved(self, param: Tensor, betas: Betas) -> State | None:
+        if self._later is None:
+            return None
+        read = self._later.read(param, None, betas)
+        self._later.warn(stacklevel=7)  # from the caller of step
+        return read
+
+    def _forget_saved(self, held: State) -> None:
+        if self._later is not None:
+            self._later.forget(held.param.name)
+
     def _first_name(self) -> str:
         return next((param.name for _, params in self._groups_and_params() for param in params), "any parameter")
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RAdam:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        with self._turn:
+            made.__setstate__(copy.deepcopy(self._content(), memo))
+        return made
+
     def __getstate__(self) -> dict[str, Any]:
+        with self._turn:
+            return self._content()
+
+    def _content(self) -> dict[str, Any]:
         left_out = ("_turn", "_parts", "_generation", "_states")
         return {**{k: v for k, v in self.__dict__.items() if k not in left_out}, "states": list(self._states.values())}
 
@@ -232,11 +291,33 @@ class RAdam(Steps):
         self._set_up()
 
 
+def _check_group(group: Mapping[str, Any], g: int) -> None:
+    try:
+        checks.check_numbers(group)
+        gradients.coefficient(group.get("weight_decay"))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"group {g}: {error}") from error
+
+
 def _load_scheduler(scheduler: LRScheduler, schedule: Any) -> None:
-    before = dict(scheduler.__dict__)
+    before = [(one, dict(one.__dict__)) for one in _schedulers(scheduler, [])]
     try:
         scheduler.set_state_dict(schedule)
     except BaseException:
-        scheduler.__dict__.clear()
-        scheduler.__dict__.update(before)
+        for one, content in before:
+            one.__dict__.clear()
+            one.__dict__.update(content)
         raise
+
+
+def _schedulers(found: Any, known: list[LRScheduler]) -> list[LRScheduler]:
+    """Return a scheduler and all that it is made of, which it hands its state on to."""
+    if isinstance(found, LRScheduler):
+        if not any(one is found for one in known):
+            known.append(found)
+            for value in found.__dict__.values():
+                _schedulers(value, known)
+    elif isinstance(found, (list, tuple)):
+        for value in found:
+            _schedulers(value, known)
+    return known

@@ -76,7 +76,8 @@ def _regularizers(params: Sequence[Tensor]) -> list[Any]:
 class Part:
     """The parameters of one group of the optimizer in buckets, which are made anew when something has changed."""
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
+    def __init__(self, params: Sequence[Tensor], group: int) -> None:
+        self.group = group
         self.params = list(params)
         self.buckets: list[Bucket] = []
         self.by_paddle: list[int] = []
@@ -87,6 +88,7 @@ class Part:
         self._default: Any = self  # no regularizer
         self._by_coefficient: list[tuple[Any, float | None]] = []
         self._generation = -1
+        self._dtypes: tuple[int, list[Any]] = (-1, [])  # of the parameters when their states were of them, and when
 
     def holds(self, params: Sequence[Tensor]) -> bool:
         """Whether these are its parameters."""
@@ -95,6 +97,17 @@ class Part:
     def lacking(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
         """Return the parameters that have a gradient but, when the buckets were made, had no state."""
         return [self.params[i] for i in self._lacking if grads[i] is not None]
+
+    def cast(self, grads: Sequence[Tensor | None], states: Mapping[int, State], generation: int) -> list[Tensor]:
+        """Return the parameters with a gradient that have been cast since their states were made."""
+        now = (generation, [param.dtype for param in self.params])
+        if now == self._dtypes:
+            return []
+        held = [states.get(id(param)) for param in self.params]
+        places = [i for i, state in enumerate(held) if state is not None and state.is_of_another_dtype]
+        if not places:
+            self._dtypes = now
+        return [self.params[i] for i in places if grads[i] is not None]
 
     def refresh(self, states: Mapping[int, State], generation: int, default: Any) -> None:
         """Make the buckets anew if need be.
@@ -110,7 +123,7 @@ class Part:
             and default is self._default
             and all(map(is_, scales, self._scales))
             and all(map(is_, regularizers, self._regularizers))
-            and all(gradients.coefficient(one) == value for one, value in self._by_coefficient)
+            and self._decays_hold()
         )
         if same:
             return
@@ -118,19 +131,32 @@ class Part:
         self._default, self._generation = default, generation
         self._make(states)
 
+    def _decays_hold(self) -> bool:
+        try:
+            return all(gradients.coefficient(one) == value for one, value in self._by_coefficient)
+        except ValueError:  # said with the name of the parameter when the buckets are made
+            return False
+
+    def _named(self, error: Exception, name: str) -> Exception:
+        return type(error)(f"group {self.group}, parameter {name}: {error}")
+
     def _make(self, states: Mapping[int, State]) -> None:
         found: dict[Any, Bucket] = {}
         known: dict[int, tuple[Any, float | None]] = {}
         self.by_paddle = []
         for i, (scale, own) in enumerate(zip(self._scales, self._regularizers)):
             regularizer = self._default if own is None else own
-            if id(regularizer) not in known:
-                known[id(regularizer)] = (regularizer, gradients.coefficient(regularizer))
+            try:
+                if id(regularizer) not in known:
+                    known[id(regularizer)] = (regularizer, gradients.coefficient(regularizer))
+                factor: float = id(scale) if isinstance(scale, Tensor) else float(scale)
+            except (TypeError, ValueError) as error:
+                raise self._named(error, self.params[i].name) from error
             decay = known[id(regularizer)][1]
             if decay is None:
                 self.by_paddle.append(i)
                 regularizer, decay = None, 0.0
-            key = (id(scale) if isinstance(scale, Tensor) else float(scale), decay)
+            key = (isinstance(scale, Tensor), factor, decay)
             found.setdefault(key, Bucket([], scale, regularizer)).places.append(i)
         self._by_coefficient = list(known.values())
         self.buckets = list(found.values())
@@ -158,10 +184,13 @@ class Part:
         for bucket in self.buckets:
             own = grads if len(self.buckets) == 1 else [grads[i] for i in bucket.places]
             scale = bucket.scale
-            lr = number(scale) if isinstance(scale, Tensor) else settings.lr * scale
-            decay = gradients.coefficient(bucket.regularizer)
-            assert decay is not None
-            numbers = hyperparameters(lr, settings.beta1, settings.beta2, settings.eps, decay)
+            try:
+                lr = number(scale) if isinstance(scale, Tensor) else settings.lr * scale
+                decay = gradients.coefficient(bucket.regularizer)
+                assert decay is not None
+                numbers = hyperparameters(lr, settings.beta1, settings.beta2, settings.eps, decay)
+            except (TypeError, ValueError) as error:
+                raise self._named(error, bucket.names[0]) from error
             arrays = (bucket.params, tuple(own), bucket.moments1, bucket.moments2, None, bucket.counts, bucket.names)
             plan: Plan = (numbers, None, *arrays)
             if bucket.masters is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,8 @@ import paddle
 from paddle import Tensor
 
 from . import counts, state
-from .state import COUNT, KINDS, Array, Kept, State
+from .state import COUNT, KINDS, Array, Betas, Kept, State
 
-Betas = tuple[float, float]
 Names = dict[tuple[str, str], list[str]]
 
 MASTERS = "master_weights"
@@ -26,7 +27,7 @@ def write(states: Sequence[tuple[State, Betas]]) -> dict[str, Any]:
     """Return copies of the accumulators and master weights, as Paddle's optimizers save them."""
     found: dict[str, Any] = {}
     for held, betas in states:
-        count, dtype = int(held.count[0]), state.accumulator_dtype(held.param)
+        count, dtype = int(held.count[0]), state.accumulator_dtype(held.dtype)
         for kind, power in counts.powers(count, *betas, dtype)._asdict().items():
             found[held.names[kind]] = _named(_full(held, power, dtype), held.names[kind])
         for kind, moment in (("moment1", held.moment1), ("moment2", held.moment2)):
@@ -66,9 +67,9 @@ class Reader:
                 self._names.setdefault((match[1], match[2]), []).append(key)
         self._targets: dict[str, list[str]] = {}
         for target in dict.fromkeys(target for target, _ in self._names):
-            if target.endswith(self._between):
-                own = target.removesuffix(self._between)
+            if target.endswith(self._between) and _MASTER.search(own := target.removesuffix(self._between)):
                 self._targets.setdefault(_MASTER.sub("", own), []).append(target)
+        self._doubts: list[str] = []
 
     @property
     def is_empty(self) -> bool:
@@ -87,12 +88,12 @@ class Reader:
             AssertionError: as Paddle raises it: if something of it is missing, or of another shape or dtype.
             ValueError: if the powers are none.
         """
-        target = self._target(param)
+        target = self._target(param.name)
         if target is None:
             if now is not None:
                 raise AssertionError(f"optimizer Tensor {now.names['moment1']} not found; nothing was loaded")
             return None
-        dtype = state.accumulator_dtype(param)
+        dtype = state.accumulator_dtype(state.dtype_name(param))
         names = {kind: self._key(target, kind, now) for kind in KINDS}
         powers = counts.Powers(*(self._number(names[kind]) for kind in ("beta1_pow", "beta2_pow", "rho")))
         exact = None
@@ -101,7 +102,12 @@ class Reader:
             numbers = _numpy(self._dict[names[COUNT]])
             if numbers.size == 3 and numbers.dtype.kind in "fiu":
                 exact = counts.Exact(*map(float, numbers.ravel()))
-        count = counts.find(powers, exact, *betas, dtype)
+        count, is_theirs = counts.find(powers, exact, *betas, dtype)
+        if not is_theirs:
+            self._doubts.append(
+                f"what was saved of {param.name} is of no step with beta1={betas[0]} and beta2={betas[1]}; the nearest "
+                f"one, {count}, is taken for it. Load with the betas of the run that saved it"
+            )
         moment1, moment2 = (self._moment(param, names[kind], dtype) for kind in ("moment1", "moment2"))
         master = state.new_master(param, self._multi_precision)
         has_master = target != param.name + self._between
@@ -113,16 +119,48 @@ class Reader:
                 names["master"] = target.removesuffix(self._between)
         else:
             names = state.new_names(param, self._owner, master is not None)
-        read = State(param, moment1, moment2, np.array([count], np.int64), master, names)
+        steps = np.array([count], np.int64)
+        read = State(param, moment1, moment2, steps, master, names, state.dtype_name(param))
         if master is not None and param.name in self._masters:
             read.awaited = self._master(param)
         return read
 
-    def _target(self, param: Tensor) -> str | None:
+    def warn(self, stacklevel: int) -> None:
+        """Warn once of what was read with doubts; stacklevel as of warnings.warn in the caller."""
+        doubts, self._doubts = self._doubts, []
+        if doubts:
+            more = f" (and so for {len(doubts) - 1} more)" if len(doubts) > 1 else ""
+            warnings.warn(doubts[0] + more, UserWarning, stacklevel=stacklevel + 1)
+
+    def rest(self, read: Iterable[str]) -> Reader | None:
+        """Return a reader of copies of what there is of other parameters than those of these names; None if nothing."""
+        names = set(read)
+        done = {target for name in names if (target := self._target(name)) is not None}
+        keys = [key for (target, _), own in self._names.items() if target not in done for key in own]
+        if not keys:
+            return None
+        kept: dict[str, Any] = {key: _copy(self._dict[key]) for key in keys}
+        kept[MASTERS] = {name: _copy(value) for name, value in self._masters.items() if name not in names}
+        return Reader(kept, self._owner, self._multi_precision)
+
+    def forget(self, name: str) -> None:
+        """Let go of what it has of a parameter."""
+        target = self._target(name)
+        for pair in [pair for pair in self._names if pair[0] == target]:
+            self._dict = {key: value for key, value in self._dict.items() if key not in self._names[pair]}
+            del self._names[pair]
+        self._targets.pop(name, None)
+        self._masters = {key: value for key, value in self._masters.items() if key != name}
+
+    def _target(self, name: str) -> str | None:
         """Return what the names of a parameter's accumulators begin with: its own name, or its master weight's."""
-        found = self._targets.get(param.name, [])
+        own = name + self._between
+        is_there = any((own, kind) in self._names for kind in KINDS)
+        found = [own] if is_there else []
+        if not is_there or name in self._masters:
+            found += self._targets.get(name, [])
         if len(found) > 1:
-            raise AssertionError(f"there is more than one state of {param.name}: {', '.join(sorted(found))}")
+            raise AssertionError(f"there is more than one state of {name}: {', '.join(sorted(found))}")
         return found[0] if found else None
 
     def _key(self, target: str, kind: str, now: State | None) -> str:
@@ -156,7 +194,11 @@ class Reader:
                 f"the master weight of {param.name} needs shape {tuple(param.shape)} and dtype float32, got "
                 f"{array.shape} and {array.dtype}; nothing was loaded"
             )
-        return array
+        return np.array(array, order="C")  # of our own: the next step reads it
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _numpy(value: Any) -> Array:

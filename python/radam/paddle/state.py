@@ -15,6 +15,7 @@ from .. import _step
 from ..precision import Precision
 
 Array = np.ndarray[Any, Any]
+Betas = tuple[float, float]
 Kept = Array | Tensor
 """What is kept of a parameter: an array of NumPy's where that lies on the CPU, which costs less to look at."""
 
@@ -37,13 +38,15 @@ class State:
     """What rounding the parameter loses: int16 beside bfloat16, the float32 weight beside float16."""
     names: dict[str, str]
     """The names that Paddle gives the accumulators, by kind; "master" is that of the float32 weight."""
+    dtype: str
+    """The parameter's dtype that all this is for; a model may be cast after its first step."""
     awaited: Array | None = None
     """The float32 weight that a checkpoint brought, which the parameter takes at its next step."""
 
-
-def is_low(param: Tensor) -> bool:
-    """Whether a parameter is of a dtype that may have a master weight."""
-    return bool(param.dtype == paddle.bfloat16 or param.dtype == paddle.float16)
+    @property
+    def is_of_another_dtype(self) -> bool:
+        """Whether the parameter has been cast since."""
+        return dtype_name(self.param) != self.dtype
 
 
 def dtype_name(param: Tensor) -> str:
@@ -51,9 +54,9 @@ def dtype_name(param: Tensor) -> str:
     return str(param.dtype).removeprefix("paddle.")
 
 
-def accumulator_dtype(param: Tensor) -> str:
-    """Return the dtype of a parameter's accumulators."""
-    return "float64" if param.dtype == paddle.float64 else "float32"
+def accumulator_dtype(dtype: str) -> str:
+    """Return the dtype of the accumulators of a parameter of this dtype."""
+    return "float64" if dtype == "float64" else "float32"
 
 
 def zeros_beside(param: Tensor, dtype: str) -> Kept:
@@ -89,12 +92,13 @@ def new_names(param: Tensor, owner: str | None, with_master: bool) -> dict[str, 
 
 def create(param: Tensor, owner: str | None, multi_precision: bool, names: dict[str, str] | None = None) -> State:
     """Return the state of a parameter before its first step, with these names if they are of the right kind."""
-    dtype = accumulator_dtype(param)
+    dtype = dtype_name(param)
+    wide = accumulator_dtype(dtype)
     master = new_master(param, multi_precision)
     if names is None or ("master" in names) != (master is not None):
         names = new_names(param, owner, master is not None)
-    moment1, moment2 = zeros_beside(param, dtype), zeros_beside(param, dtype)
-    return State(param, moment1, moment2, np.zeros(1, np.int64), master, names)
+    moment1, moment2 = zeros_beside(param, wide), zeros_beside(param, wide)
+    return State(param, moment1, moment2, np.zeros(1, np.int64), master, names, dtype)
 
 
 def new_master(param: Tensor, multi_precision: bool) -> Kept | None:
@@ -111,7 +115,8 @@ def weight(state: State) -> Array:
         return state.awaited
     joined = np.empty(state.param.size, np.float32)
     kept = state.master.numpy() if isinstance(state.master, Tensor) else state.master
-    _step.join_weights(state.param.detach().cpu().flatten(), kept.ravel(), joined)
+    param = state.param.detach().clone()  # without gaps; contiguous() would undo the strides of the parameter itself
+    _step.join_weights(param.cpu().flatten(), kept.ravel(), joined)
     return joined.reshape(state.param.shape)
 
 
@@ -123,11 +128,33 @@ def settle(state: State) -> None:
     rounded = paddle.zeros([wide.size], state.param.dtype).cpu()
     kept = np.empty(wide.size, np.int16 if state.param.dtype == paddle.bfloat16 else np.float32)
     _step.split_weights(wide, rounded, kept)
-    values = rounded.numpy().reshape(shape)
-    if not np.array_equal(state.param.numpy(), values):
-        state.param.set_value(values)
+    values = rounded.reshape(shape)
+    if not np.array_equal(state.param.numpy().view(np.uint16), values.numpy().view(np.uint16)):  # 0 is not -0
+        state.param.set_value(values)  # a Tensor, not an array, which would undo the strides of a view
     put(state.master, kept.reshape(shape))
     state.awaited = None
+
+
+def recast(held: State, multi_precision: bool, owner: str | None) -> None:
+    """Fit a state to a parameter that has been cast: moments as they are or widened, and another master or none.
+
+    Raises:
+        ValueError: if moments would have to be rounded.
+    """
+    dtype = dtype_name(held.param)
+    before, wide = accumulator_dtype(held.dtype), accumulator_dtype(dtype)
+    if before == "float64" and wide != before:
+        raise ValueError(
+            f"the parameter {held.param.name} was {before} when its moments were made, and is {dtype} now: rounding "
+            f"them is not for a step to decide; cast the parameter back to {before}, or go on with a new optimizer, "
+            "whose moments begin at 0"
+        )
+    if wide != before:
+        held.moment1, held.moment2 = held.moment1.astype("float64"), held.moment2.astype("float64")
+    master = new_master(held.param, multi_precision)
+    if (master is None) != (held.master is None):
+        held.names = new_names(held.param, owner, master is not None)
+    held.master, held.awaited, held.dtype = master, None, dtype
 
 
 def keep_masters(states: Iterable[State], multi_precision: bool, owner: str | None) -> None:
