@@ -240,7 +240,8 @@ def test_the_array_level_optimizer_refuses_sparse_tensors_and_steps_the_others()
 
 
 def test_memory_counts_all_that_is_kept() -> None:
-    weight = paddle.create_parameter([100], "bfloat16")
+    half = paddle.nn.initializer.Constant(0.5)
+    weight = paddle.create_parameter([100], "bfloat16", default_initializer=half)
     optimizer = radam.paddle.RAdam(parameters=[weight], multi_precision=True)
     weight.grad = paddle.ones([100], "bfloat16")
     optimizer.step()
