@@ -1,8 +1,10 @@
-// Reads a call frame of XLA's, trusts nothing in it, and answers with an error of XLA's.
+// Reads a call frame of XLA's and answers with an error of XLA's. What the frame says is checked before it is used, but
+// for what XLA alone can know: that a pointer which is not null leads to what its size says, and that its API is there.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <exception>
 #include <string>
 
@@ -10,9 +12,13 @@
 
 namespace radam::python::xla {
 
+// Its text is whole when it is thrown: where it is caught no memory can be asked for.
 struct Refusal {
+    explicit Refusal(const std::string& what, ErrorCode its_code = ErrorCode::invalid_argument)
+        : text("radam: " + what), code(its_code) {}
+
     std::string text;
-    ErrorCode code = ErrorCode::invalid_argument;
+    ErrorCode code;
 };
 
 inline void require(bool holds, const char* text) {
@@ -33,8 +39,7 @@ inline bool answers(const CallFrame& frame) {
     metadata->version.extensions = nullptr;
     metadata->version.major = major_version;
     metadata->version.minor = known ? its.minor : newest_minor;
-    metadata->traits = 0;
-    if (its.major == major_version && its.minor >= 2) metadata->state_type = 0;  // which its size does not tell
+    metadata->traits = 0;  // a state's type, which newer ones ask for, stays what XLA handed in: none
     return true;
 }
 
@@ -96,9 +101,11 @@ inline Error* handle(const CallFrame* frame, void (*compute)(const CallFrame&)) 
     } catch (const Passed& passed) {
         return passed.error;
     } catch (const Refusal& refusal) {
-        return error(api, refusal.code, ("radam: " + refusal.text).c_str());
+        return error(api, refusal.code, refusal.text.c_str());
     } catch (const std::exception& e) {
-        return error(api, ErrorCode::internal, e.what());
+        char text[256];
+        std::snprintf(text, sizeof(text), "radam: %s", e.what());
+        return error(api, ErrorCode::internal, text);
     }
 }
 

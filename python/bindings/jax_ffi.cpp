@@ -113,7 +113,7 @@ public:
             if (name == "betas[1]") name = number_names[b2];
             char value[32];
             std::snprintf(value, sizeof(value), "%.17g", found.value);
-            throw Refusal{name + " must be " + found.rule + ", got " + value};
+            throw Refusal(name + " must be " + found.rule + ", got " + value);
         }
         return hyperparameters_;
     }
@@ -147,7 +147,7 @@ private:
 };
 
 std::int64_t checked_step(std::int64_t t) {
-    if (t < 1) throw Refusal{"a step number must be at least 1, got " + std::to_string(t)};
+    if (t < 1) throw Refusal("a step number must be at least 1, got " + std::to_string(t));
     return t;
 }
 
@@ -184,7 +184,7 @@ DType dtype_of(const xla::Buffer& b) {
         case xla::Type::f32: return DType::fp32;
         case xla::Type::bf16: return DType::bf16;
         case xla::Type::f16: return DType::fp16;
-        default: throw Refusal{"a leaf has a dtype that is none of float32, bfloat16, float16 and float64"};
+        default: throw Refusal("a leaf has a dtype that is none of float32, bfloat16, float16 and float64");
     }
 }
 
@@ -247,7 +247,7 @@ void begin_as_operands(const Leaves& leaves) noexcept {
     }
 }
 
-// As Optax counts: the largest number stays.
+// As Optax counts: the largest number stays, so that from then on every step is the one after it.
 template <class T>
 void count_on(void* to, std::int64_t taken) noexcept {
     const T next = static_cast<T>(taken < std::numeric_limits<T>::max() ? taken + 1 : taken);
@@ -292,8 +292,8 @@ cuda::Number number_there(const std::optional<Scalars>& scalars) {
 void start_step_on_cuda(const xla::CallFrame& frame) {
     const xla::Api& api = *frame.api;
     if (api.struct_size < sizeof(xla::Api) || api.get_stream == nullptr || api.get_device == nullptr)
-        throw Refusal{"this jaxlib does not tell on which device a call runs; a newer one does",
-                      xla::ErrorCode::unimplemented};
+        throw Refusal("this jaxlib does not tell on which device a call runs; a newer one does",
+                      xla::ErrorCode::unimplemented);
     require(frame.arguments.size >= 1 && frame.results.size >= 1, "wrong number of operands or results");
     const xla::Buffer &counts = buffer(frame.arguments, 0), &counted = buffer(frame.results, 0);
     Settings settings(frame, 1);
@@ -320,7 +320,7 @@ void start_step_on_cuda(const xla::CallFrame& frame) {
     xla::DeviceGet device{sizeof(xla::DeviceGet), nullptr, frame.context, 0};
     if (xla::Error* const found = api.get_device(&device); found != nullptr) throw Passed{found};
     const cuda::Library* const library = cuda_library();
-    if (library == nullptr) throw Refusal{why_cuda_is_off(), xla::ErrorCode::unimplemented};
+    if (library == nullptr) throw Refusal(why_cuda_is_off(), xla::ErrorCode::unimplemented);
     cuda::Work work;
     work.device = device.device;
     work.stream = stream.stream;
@@ -328,7 +328,7 @@ void start_step_on_cuda(const xla::CallFrame& frame) {
     work.size = n;
     cuda::Failure failure;
     if (!library->step(&work, 1, &failure))
-        throw Refusal{std::string("CUDA failed: ") + failure.text, xla::ErrorCode::internal};
+        throw Refusal(std::string("CUDA failed: ") + failure.text, xla::ErrorCode::internal);
 }
 
 }  // namespace

@@ -74,7 +74,7 @@ struct Buffers {  // arguments, and results
     void** buffers;
 };
 
-enum class AttributeKind : std::int32_t { array = 1, dictionary = 2, scalar = 3, string = 4 };
+enum class AttributeKind : std::int32_t { array = 1, scalar = 3 };
 struct Span {
     const char* data;
     std::size_t size;
@@ -123,14 +123,13 @@ struct CallFrame {
     Attributes attributes;
 };
 
-// What XLA asks for when a handler is registered.
+// What XLA asks for when a handler is registered. Behind it newer ones have the type of a state, which is 0 (none) when
+// it is handed in, and no part of what their struct_size tells: it is not written here.
 struct Metadata {
     std::size_t struct_size;
-    Version version;          // out
-    std::uint32_t traits;     // out
-    std::int64_t state_type;  // out, from minor version 2 on: 0 for a handler without a state
+    Version version;       // out
+    std::uint32_t traits;  // out
 };
-constexpr std::uint32_t may_be_captured = 1;  // a trait: into a CUDA graph
 struct MetadataExtension {
     Extension base;
     Metadata* metadata;

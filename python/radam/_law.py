@@ -61,7 +61,18 @@ def _sqrt(xp: Any, x: Array) -> Array:
     return xp.where(zero, xp.zeros_like(x), xp.sqrt(xp.where(zero, xp.ones_like(x), x)))
 
 
-def at_learning_rate(c: Mapping[str, Any], lr: Any, weight_decay: float) -> dict[str, Any]:
-    """Return the coefficients for an lr that is itself differentiated or traced, from those for an lr of 1."""
-    decay = 1 - lr * weight_decay if c["param_decay"] != 1 else c["param_decay"]
+def at_learning_rate(c: Mapping[str, Any], lr: Any, weight_decay: Any, xp: Any = None) -> dict[str, Any]:
+    """Return the coefficients for an lr that is itself differentiated or traced, from those for an lr of 1.
+
+    Args:
+        c: the coefficients; "param_decay" is a float, but where weight_decay is an array, and then not looked at.
+        lr: an array of one number.
+        weight_decay: a number, or, where it is decoupled, an array of one too.
+        xp: the module of an array weight_decay, as in update.
+    """
+    # Without a decay p is not scaled, also where lr is infinite.
+    if isinstance(weight_decay, (int, float)):
+        decay = 1 - lr * weight_decay if c["param_decay"] != 1 else c["param_decay"]
+    else:
+        decay = xp.where(weight_decay == 0, 1.0, 1 - lr * weight_decay)
     return {**c, "step_size": lr * c["step_size"], "param_decay": decay}

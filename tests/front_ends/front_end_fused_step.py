@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import radam.jax
 from front_end import Array, FrontEnd, Refusal, Settings, Trainer, Whose
@@ -120,6 +121,23 @@ FRONT_END = FrontEnd(
         without_theirs("three b1s", refused(b1=jnp.full(3, 0.9)), TypeError, "b1 must be one real number"),
         without_theirs("a text as the learning rate", refused(learning_rate="0.1"), TypeError, "learning_rate must be"),
         without_theirs("no such convention", refused(convention="jax"), ValueError, "convention must be one of"),
+        without_theirs("a weight decay of NumPy below 0", refused(weight_decay=np.float32(-1)), ValueError, "weight_"),
+        without_theirs("True as the weight decay", refused(weight_decay=True), TypeError, "weight_decay must be"),
+        without_theirs(
+            "a ragged gradient", refused(grads={"w": [[1.0], [1.0, 2.0]]}), TypeError, r"gradient of params\['w'\]"
+        ),
+        without_theirs(
+            "a state of a clip as well",
+            refused(state=lambda s: (optax.clip_by_global_norm(1.0).init({}), *s)),
+            TypeError,
+            "something before it.*the gradients first",
+        ),
+        without_theirs(
+            "a state of another optimizer",
+            refused(state=lambda s: optax.sgd(0.1, 0.9).init(s[0].mu)),
+            TypeError,
+            "Trace",
+        ),
         without_theirs("no state", refused(state=lambda s: None), TypeError, "holds NoneType"),
         without_theirs("a part of the state", refused(state=lambda s: s[1]), TypeError, "ScaleByAdamState"),
         without_theirs("two states", refused(state=lambda s: (*s, *s)), TypeError, "holds 2"),

@@ -157,6 +157,7 @@ REFUSALS = [
     Refusal("a negative beta1", refused(betas=(-0.1, 0.9)), ValueError, r"betas\[0\]"),
     Refusal("a beta1 that is no float", refused(betas=(0, 0.9)), TypeError, r"betas\[0\]"),
     Refusal("one beta", refused(betas=(0.9,)), IndexError, "two floats"),
+    Refusal("three betas", refused(betas=(0.9, 0.9, 0.9)), ValueError, "two floats", theirs=False),
     Refusal("a beta that is a NaN", refused(betas=(float("nan"), 0.9)), ValueError, r"betas\[0\]", theirs=False),
     Refusal(
         "a group's beta2 of 1",

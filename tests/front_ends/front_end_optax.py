@@ -183,6 +183,25 @@ FRONT_END = FrontEnd(
             "weight_decay",
             theirs=False,
         ),
+        *(
+            Refusal(f"a weight decay of {x!r}", refused(weight_decay=x), error, "weight_decay must be", theirs=False)
+            for x, error in (
+                (np.float32(-1), ValueError),
+                (np.float32("nan"), ValueError),
+                (jnp.float32(-1), ValueError),
+                (float("inf"), ValueError),
+                (True, TypeError),
+                ("0.1", TypeError),
+                ([0.1], TypeError),
+                (jnp.full(3, 0.1), TypeError),
+            )
+        ),
+        *(
+            Refusal(
+                f"a learning rate of {x!r}", refused(learning_rate=x), TypeError, "learning_rate must be", theirs=False
+            )
+            for x in (True, 1j, [0.1], jnp.full(2, 0.1))
+        ),
         Refusal("weight decay without params", without_params, ValueError, "not passing `params`"),
         Refusal("a gradient of another shape", updated({"w": jnp.ones(3)}), TypeError, r"\['w'\].*\(3,\)"),
         Refusal("a gradient that would be broadcast", updated({"w": jnp.ones(1)}), TypeError, r"\['w'\]", theirs=False),

@@ -215,7 +215,7 @@ FRONT_END = FrontEnd(
         Refusal(
             "a scheduler that is none", with_optimizer(lambda o: o.set_lr_scheduler(0.1)), TypeError, "LRScheduler"
         ),
-        Refusal("a state that is none", with_optimizer(lambda o: o.set_state_dict(None)), AttributeError, "get"),
+        Refusal("a state that is none", with_optimizer(lambda o: o.set_state_dict(None)), AttributeError, "dict"),
         Refusal(
             "a state without its scheduler",
             loaded(lambda found, name: found.pop("LR_Scheduler"), lambda: lr.StepDecay(0.1, 2)),

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +16,13 @@ pytest.importorskip("optax")
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import radam
 import radam.jax
 from radam import _step
 from radam.conventions import CONVENTIONS
-from radam.jax import calls, fused
+from radam.jax import fused
 
-HERE = Path(__file__).parent
 LOW = ("float32", "bfloat16", "float16")
 PAIRS = [(p, g) for p in LOW for g in LOW] + [("float64", "float64")]
 SHAPES = {"w": (5, 7), "b": (), "empty": (0, 4), "row": (130,)}
@@ -295,125 +288,3 @@ def test_two_threads_step_at_once() -> None:
     for thread in threads:
         thread.join()
     assert_same(got, expected)
-
-
-def in_a_process(code: str, **environment: str) -> Any:
-    """Run code that prints JSON in its last line, in a process whose warnings are errors."""
-    paths = os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, sys.path)])
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"import test_jax_fused_step as here, json\nprint(json.dumps({code}))"],
-        env={**os.environ, "PYTHONPATH": paths, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout.splitlines()[-1])
-
-
-def on_four_devices() -> list[str]:
-    """Check sharded steps against one on one device; return the collectives that the programs have."""
-    rng = np.random.default_rng(0)
-    params = {
-        "w": jnp.asarray(rng.normal(size=(8, 12)), jnp.float32),
-        "b": jnp.asarray(rng.normal(size=6), jnp.float32),
-    }
-    grads = jax.tree.map(lambda x: x + 1, params)
-    whole = radam.jax.radam(0.1).init(params)[0]
-    step = jax.jit(lambda p, g, s, lr: radam.jax.fused_step(p, g, s, lr, b2=0.99), donate_argnums=())
-    expected = step(params, grads, whole, 0.1)
-    found: list[str] = []
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        for shape, names, specs in (
-            ((4,), ("x",), {"w": ("x",), "b": ()}),
-            ((2, 2), ("x", "y"), {"w": ("x", "y"), "b": ("y",)}),
-            ((2, 2), ("x", "y"), {"w": (None, ("x", "y")), "b": (None,)}),
-        ):
-            mesh = jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
-            at = {name: NamedSharding(mesh, PartitionSpec(*spec)) for name, spec in specs.items()}
-            put = partial(jax.tree.map, jax.device_put)
-            args = (put(params, at), put(grads, at), whole._replace(mu=put(whole.mu, at), nu=put(whole.nu, at)), 0.1)
-            after = step(*args)
-            assert_same(after, expected)
-            for tree in (after[0], after[1].mu, after[1].nu):
-                assert all(tree[name].sharding.is_equivalent_to(at[name], tree[name].ndim) for name in at)
-            text = step.lower(*args).compile().as_text()
-            assert text.count('custom_call_target="radam_step"') == 1
-            found += re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|dynamic-slice", text)
-
-            specs_of = {name: PartitionSpec(*spec) for name, spec in specs.items()}
-            states = optax.ScaleByAdamState(PartitionSpec(), specs_of, specs_of)
-            by_hand = jax.shard_map(
-                lambda p, g, s: radam.jax.fused_step(p, g, s, 0.1, b2=0.99),
-                mesh=mesh,
-                in_specs=(specs_of, specs_of, states),
-                out_specs=(specs_of, states),
-            )
-            assert near(jax.jit(by_hand)(*args[:3]), expected)
-    # Moments in shards alone: what is whole is cut there, and only the parameters are put together again.
-    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
-    cut = {"w": NamedSharding(mesh, PartitionSpec("x")), "b": NamedSharding(mesh, PartitionSpec())}
-    everywhere = partial(jax.tree.map, lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec())))
-    put = partial(jax.tree.map, jax.device_put)
-    args = (everywhere(params), everywhere(grads), whole._replace(mu=put(whole.mu, cut), nu=put(whole.nu, cut)), 0.1)
-    assert_same(step(*args), expected)
-    return found
-
-
-def test_each_device_steps_its_own_shard_and_gathers_nothing() -> None:
-    assert in_a_process("here.on_four_devices()", XLA_FLAGS="--xla_force_host_platform_device_count=4") == []
-
-
-def without_the_core() -> list[Any]:
-    """What fused_step does by JAX's own operations: errors of every convention, dtype and form of lr."""
-    import warnings
-
-    assert not calls.is_here()
-    found = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for convention, decay, count in (("optax", 0.0, 6), ("torch", 0.25, 6), ("author", 0.25, 6), ("author", 0, 2)):
-            params, grads, state = problem(count=count)
-            expected = by_the_core(params, grads, state, convention, weight_decay=decay)
-            keywords = {"weight_decay": decay, "convention": convention}
-            step = jax.jit(partial(radam.jax.fused_step, **keywords), donate_argnums=(0, 2))
-            after, new = step(params, grads, state, learning_rate=0.1)
-            found.append(near({name: (after[name], new[0].mu[name], new[0].nu[name]) for name in after}, expected))
-        params, grads, state = problem("bfloat16", "bfloat16")
-        after, new = radam.jax.fused_step(params, grads, state, 0.1)
-        found.append(after["w"].dtype == "bfloat16" and new[0].mu["w"].dtype == "float32")
-        expected = np.float32(by_the_core(params, grads, state)["w"][0])
-        found.append(bool(np.allclose(np.float32(after["w"]), expected, 0.01)))
-        with jax.enable_x64(True):
-            params, grads, state = problem("float64", "float64")
-            after, new = radam.jax.fused_step(params, grads, state, 0.1)
-            got = {name: (after[name], new[0].mu[name], new[0].nu[name]) for name in after}
-            found.append(near(got, by_the_core(params, grads, state)))
-    return [all(found), [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]]
-
-
-def test_without_the_core_it_is_near_and_warns_once() -> None:
-    is_near, (warning,) = in_a_process("here.without_the_core()", RADAM_JAX_FFI="0")
-    assert is_near
-    assert "RADAM_JAX_FFI is 0" in warning
-
-
-def test_a_program_for_another_platform_has_the_law_in_it() -> None:
-    params, grads, state = problem()
-    traced = jax.jit(partial(radam.jax.fused_step, learning_rate=0.1)).trace(params, grads, state)
-    for platform in ("cpu", "tpu", "cuda"):
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert ("@radam_step" in text) is (platform == "cpu")
-
-
-def test_a_program_for_cuda_calls_where_there_is_a_device(stand_in: Any) -> None:
-    """Not run here: a stand-in for the library says that there is one."""
-    params, grads, state = problem()
-    calls.is_on_cuda.cache_clear()
-    try:
-        for numbers, native in (({}, True), ({"b2": jnp.float32(0.9)}, True), ({"eps": jnp.float32(1e-8)}, False)):
-            step = jax.jit(lambda p, g, s, numbers: radam.jax.fused_step(p, g, s, 0.1, **numbers))
-            text = step.trace(params, grads, state, numbers).lower(lowering_platforms=("cuda",)).as_text()
-            assert ("@radam_step_on_cuda" in text) is native
-    finally:
-        calls.is_on_cuda.cache_clear()

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 import radam
+from in_a_process import in_a_process
 from radam import _core
 from radam.jax import pairs
 
@@ -59,21 +56,12 @@ def worst_of_the_table() -> dict[str, float]:
     return worst
 
 
-def in_a_process(flags: str) -> dict[str, float]:
-    code = "import json, test_jax_pairs as here; print(json.dumps(here.worst_of_the_table()))"
-    paths = os.pathsep.join([str(TABLE.parent), str(Path(__file__).parent), *filter(None, sys.path)])
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": paths}
-    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(out.stdout)
-    return found
-
-
 @pytest.mark.parametrize(
     "flags",
     ["", "--xla_cpu_enable_fast_math=true", "--xla_backend_optimization_level=0", "--xla_disable_hlo_passes=algsimp"],
 )
 def test_no_compiler_takes_the_pairs_apart(flags: str) -> None:
-    worst = in_a_process(flags) if flags else worst_of_the_table()
+    worst = in_a_process(__name__, "here.worst_of_the_table()", XLA_FLAGS=flags) if flags else worst_of_the_table()
     assert worst["r_t"] < R / 4
     assert worst["rho_t"] < 1e-11
     assert worst["one_minus_beta2_pow_t"] < 1e-12

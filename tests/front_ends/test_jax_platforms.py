@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,9 +21,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import radam
 import radam.jax
+from in_a_process import in_a_process
 from radam.jax import calls
 
-HERE = Path(__file__).parent
 CALL = "radam_coefficients"
 
 
@@ -37,20 +33,6 @@ def step_of(optimizer: Any) -> Any:
         return optax.apply_updates(params, updates), state
 
     return step
-
-
-def in_a_process(code: str, **environment: str) -> Any:
-    """Run code that prints JSON in its last line, in a process whose warnings are errors."""
-    paths = os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, sys.path)])
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"import test_jax_platforms as here, json\nprint(json.dumps({code}))"],
-        env={**os.environ, "PYTHONPATH": paths, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout.splitlines()[-1])
 
 
 def test_a_program_holds_the_way_of_its_platform_alone() -> None:
@@ -119,7 +101,7 @@ def without_the_core() -> dict[str, Any]:
 
 
 def test_without_the_core_there_is_one_warning_and_nearly_the_same_result() -> None:
-    found = in_a_process("here.without_the_core()", RADAM_JAX_FFI="0")
+    found = in_a_process(__name__, "here.without_the_core()", RADAM_JAX_FFI="0")
     assert found["here"] is False
     ((kind, text, file),) = found["warnings"]
     assert (kind, file) == ("RuntimeWarning", Path(__file__).name)
@@ -162,7 +144,7 @@ def on_four_devices() -> dict[str, Any]:
 
 
 def test_sharded_parameters_step_where_they_are() -> None:
-    found = in_a_process("here.on_four_devices()", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    found = in_a_process(__name__, "here.on_four_devices()", XLA_FLAGS="--xla_force_host_platform_device_count=4")
     assert found["devices"] == 4
     assert found["collectives"] == []
     assert found["split"] == [True] * 6

@@ -358,3 +358,23 @@ def test_a_warning_points_at_the_program() -> None:
         radam.lucid.Adam([Parameter(np.zeros(2))], betas=(0.9, 0.5))
     assert ["no step is ever rectified" in str(one.message) for one in caught] == [True, True]
     assert {one.filename for one in caught} == {__file__}
+
+
+def test_data_that_is_a_copy_each_time_is_refused_and_a_view_of_what_is_kept_is_not() -> None:
+    class Kept:
+        grad = np.ones(3, np.float32)
+
+        def __init__(self) -> None:
+            self.kept = np.ones(3, np.float32)
+
+    class Copies(Kept):
+        data = property(lambda self: self.kept.copy())
+
+    class Views(Kept):
+        data = property(lambda self: self.kept[:])
+
+    with pytest.raises(ValueError, match=r"parameter 0 of group 0 .*another array each time"):
+        radam.lucid.RAdam([Copies()])
+    param = Views()
+    radam.lucid.RAdam([param], lr=0.5).step()
+    assert param.kept.tolist() == [0.5, 0.5, 0.5]

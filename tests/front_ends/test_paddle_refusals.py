@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 import threading
 import warnings
@@ -269,3 +270,66 @@ def test_only_a_missing_paddle_is_called_so(missing: str, text: str, monkeypatch
         with pytest.raises(ModuleNotFoundError, match=text) as raised:
             importlib.import_module("radam.paddle")
     assert raised.value.name == missing
+
+
+# ---- dicts that are no state of these parameters
+
+
+def trained(linear: Any) -> Any:
+    optimizer = radam.paddle.RAdam(parameters=linear.parameters())
+    for parameter in linear.parameters():
+        parameter.grad = paddle.ones_like(parameter)
+    for _ in range(3):
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("wrong", ["the model's", "one within another", "something else"])
+def test_a_dict_that_is_no_optimizers_is_refused(wrong: str, fresh: bool) -> None:
+    linear = paddle.nn.Linear(2, 2)
+    optimizer = trained(linear)
+    found = {
+        "the model's": linear.state_dict(),
+        "one within another": {"opt": optimizer.state_dict(), "epoch": 3},
+        "something else": {"x": 1},
+    }[wrong]
+    if fresh:
+        optimizer = radam.paddle.RAdam(parameters=linear.parameters())
+    with pytest.raises(AssertionError, match="not found"):
+        optimizer.set_state_dict(found)
+    with pytest.raises(AttributeError, match="must be a dict"):
+        optimizer.set_state_dict(None)
+
+
+def test_a_state_of_which_half_belongs_to_others_is_refused() -> None:
+    first, second, third = (paddle.nn.Linear(2, 2) for _ in range(3))
+    both = trained(paddle.nn.LayerList([first, second])).state_dict()
+    shifted = radam.paddle.RAdam(parameters=[*second.parameters(), *third.parameters()])
+    with pytest.raises(AssertionError, match=r"not found, but others.*Nothing was loaded"):
+        shifted.set_state_dict(both)
+    wider = radam.paddle.RAdam(parameters=[*first.parameters(), *second.parameters(), *third.parameters()])
+    wider.set_state_dict(both)  # it only lacks some, which begin anew
+    assert len(wider.state_dict()) == len(both)
+
+
+def test_a_loss_that_is_no_tensor_is_refused_also_without_assertions() -> None:
+    code = (
+        "import paddle, radam.paddle\n"
+        "linear = paddle.nn.Linear(2, 2)\n"
+        "optimizer = radam.paddle.RAdam(parameters=linear.parameters())\n"
+        "try:\n    optimizer.minimize(3.0)\n"
+        "except AssertionError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "loss must be a Tensor, got float"
+
+
+def test_multi_precision_and_dtypes_are_named_where_they_are_wrong() -> None:
+    with pytest.raises(TypeError, match="multi_precision must be True or False, got 'no'"):
+        radam.paddle.RAdam(parameters=[paddle.zeros([2])], multi_precision="no")
+    whole = paddle.zeros([2], "int32")
+    whole.stop_gradient = False
+    optimizer = radam.paddle.RAdam(parameters=[whole])
+    with pytest.raises(TypeError, match=r"the parameter .* has dtype paddle.int32; RAdam steps float64"):
+        optimizer.apply_gradients([(whole, paddle.ones([2], "int32"))])

@@ -43,6 +43,7 @@ namespace ours = radam::python::xla;
     sizeof(((a*)0)->x) == sizeof(((ours::b*)0)->y), #a "." #x)
 #define IS(a, b) static_assert(static_cast<int>(a) == static_cast<int>(ours::b), #a)
 IS(XLA_FFI_API_MAJOR, major_version);
+static_assert(sizeof(ours::Metadata) <= sizeof(XLA_FFI_Metadata), "a smaller interface");
 static_assert(XLA_FFI_API_MINOR >= ours::oldest_minor && XLA_FFI_API_MINOR <= ours::newest_minor, "a newer interface");
 """
 SIZES = [
@@ -93,14 +94,11 @@ DataType_BF16 Type::bf16
 ArgType_BUFFER BufferKind::buffer
 RetType_BUFFER BufferKind::buffer
 AttrType_ARRAY AttributeKind::array
-AttrType_DICTIONARY AttributeKind::dictionary
 AttrType_SCALAR AttributeKind::scalar
-AttrType_STRING AttributeKind::string
 ExecutionStage_INSTANTIATE Stage::instantiate
 ExecutionStage_PREPARE Stage::prepare
 ExecutionStage_INITIALIZE Stage::initialize
 ExecutionStage_EXECUTE Stage::execute
-HANDLER_TRAITS_COMMAND_BUFFER_COMPATIBLE may_be_captured
 """
 
 
@@ -166,7 +164,7 @@ def test_the_version_it_was_made_for_is_told_and_xla_s_own_where_that_is_the_sam
     assert call.run(CAPSULES[kind]) == []
     assert (metadata.version.major, metadata.version.minor) == (0, minor if 1 <= minor <= 3 else 3)
     assert metadata.traits == 0
-    assert metadata.state_type == (0 if minor >= 2 else 77)  # an older one has no room for it
+    assert metadata.state_type == 77  # XLA's own, and no part of what its struct_size tells
 
 
 def test_metadata_that_is_too_small_is_not_written() -> None:
@@ -265,3 +263,19 @@ def test_what_does_not_fit_is_an_error_and_nothing_is_written(
     assert message.startswith("radam: ")
     assert any(part in message for part in text.split("|")), message
     assert [x.tobytes() for x in (*arguments, *results)] == before
+
+
+def test_more_leaves_than_memory_can_list_are_an_error_that_says_whose_it_is() -> None:
+    arguments, results = arrays_of("step")
+    call, many = Call(arguments, results, ATTRIBUTES), 2**58
+    make = call.buffers
+
+    def claim(parts: list[Any]) -> Any:
+        made = make(parts)
+        made.size = 2 + 4 * many + 1 if parts is call.arguments else 1 + 3 * many
+        return made
+
+    call.buffers = claim  # type: ignore[method-assign]
+    ((code, message),) = call.run(_step.jax_step())
+    assert code == "internal"
+    assert message.startswith("radam: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import struct
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -96,12 +97,26 @@ def is_on_cuda() -> bool:
     """
     if not is_here() or _step.why_cuda_is_off():
         return False
-    jax.ffi.register_ffi_target(STEP_ON_CUDA, _step.jax_step_on_cuda(), platform="CUDA")
+    try:
+        jax.ffi.register_ffi_target(STEP_ON_CUDA, _step.jax_step_on_cuda(), platform="CUDA")
+    except Exception as error:  # as in _register
+        warnings.warn(
+            f"radam.jax cannot call its kernels on CUDA and steps by JAX's own operations there, which are slower. The "
+            f"reason: {type(error).__name__}: {error}; a newer radam may know this plugin of JAX's.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
     return True
 
 
+_WIDE = (jnp.dtype(jnp.float32), jnp.dtype(jnp.float64))
+
+
 def number(x: Any, name: str) -> Any:
-    """Return a hyperparameter as a call takes it: a float, or an array of float32 or float64.
+    """Return a hyperparameter as a call takes it: a float, or an array of JAX's of float32 or float64.
+
+    A number of NumPy's is a float as well, or else the float64 that it may be would be lost.
 
     Raises:
         TypeError: if it is no number and no array of one real number.
@@ -110,7 +125,8 @@ def number(x: Any, name: str) -> Any:
         if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)) or x.ndim != 0:
             raise TypeError(f"{name} must be one real number, got {x.dtype} of shape {x.shape}")
         if isinstance(x, jax.Array):
-            return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+            # Strictly of that dtype: of a weak one there would be another program.
+            return jax.lax.convert_element_type(x, x.dtype if x.dtype in _WIDE else jnp.float32)
     if isinstance(x, (bool, str, bytes)):
         raise TypeError(f"{name} must be a number, got {x!r}")
     try:

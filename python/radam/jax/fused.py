@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ..conventions import Convention, find_convention
+from ..groups import flag
 from . import calls, native_step, schedule
 
 
@@ -26,7 +27,7 @@ def fused_step(
     threshold: jax.typing.ArrayLike | None = None,
     *,
     nesterov: bool | None = None,
-    weight_decay: jax.typing.ArrayLike = 0.0,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
     convention: str | Convention = "optax",
 ) -> tuple[Any, Any]:
     """Step all parameters by one native call, and return them with the new state.
@@ -41,7 +42,8 @@ def fused_step(
         grads: a tree like it. float64 goes with float64, the others with each other. Where a leaf is None, that of
             params is left alone.
         state: what ``radam.jax.radam(...).init(params)`` or ``optax.radam`` made, or its ``optax.ScaleByAdamState``
-            alone. Moments are float32, float64 for float64.
+            alone. Moments are float32, float64 for float64. It holds counts and moments only: the hyperparameters that
+            its transformation had, a mask of weight decay among them, are not known here, so hand them in again.
         learning_rate: a number, or an array of one, or a schedule, which is called with the count of steps so far. It
             may have any value, as in Optax: a negative one goes up, and a NaN makes NaNs.
         b1: decay rate of the first moment, at least 0 and below 1.
@@ -50,11 +52,12 @@ def fused_step(
         eps_root: the convention's own (0) where it is None.
         threshold: of rho, from which on a step is rectified; the convention's own (5) where it is None.
         nesterov: Nesterov momentum, as Optax has it; the convention's own (no) where it is None.
-        weight_decay: of the kind that the convention has first; decoupled, as in ``optax.adamw``, where it has none.
+        weight_decay: of the kind that the convention has first; decoupled, as in ``optax.adamw``, where it has none. A
+            number, or an array of one, or a schedule as for learning_rate. All parameters decay.
         convention: whose reading of RAdam to follow: a name of ``radam.CONVENTIONS``, or one of your own.
 
-    A Python number counts as float64 and is part of the compiled program, but for learning_rate; an array counts as
-    what it holds.
+    A number of Python's or NumPy's counts as float64 and is part of the compiled program, but for learning_rate; a
+    ``jax.Array`` counts as what it holds.
 
     Returns:
         params and state, of the same structure, shapes and dtypes.
@@ -63,6 +66,7 @@ def fused_step(
         TypeError: if an array has a wrong dtype or shape, a number is none, or state is not RAdam's.
         ValueError: if trees differ, a number is out of its range, or a moment has 16 bits.
         jax.errors.JaxRuntimeError, ValueError: when it runs, if a hyperparameter that is an array is out of its range.
+            What was handed in is as it was, but what was donated is lost: JAX has given it away before.
 
     Where XLA cannot call the native core the same is computed by JAX's own operations, after one RuntimeWarning.
 
@@ -82,9 +86,11 @@ def fused_step(
     """
     way = find_convention(convention)
     decoupled = not way.decay or way.is_decoupled(None, 0.0)
-    adam, counts = _parts_of(state)
+    adam = _adam_of(state)
     if callable(learning_rate):
-        learning_rate = learning_rate(counts[0] if counts else adam.count)
+        learning_rate = learning_rate(_count_in(state, optax.ScaleByScheduleState, adam.count))
+    if callable(weight_decay):
+        weight_decay = weight_decay(_count_in(state, _DecayState, adam.count))
     own = {"eps": way.eps, "eps_root": way.eps_root, "threshold": way.threshold}
     given = {"eps": eps, "eps_root": eps_root, "threshold": threshold}
     given = {name: own[name] if x is None else x for name, x in given.items()}
@@ -97,7 +103,7 @@ def fused_step(
     schedule.warn_if_not_here()
     if isinstance(numbers["lr"], float):
         numbers["lr"] = calls.as_operand(numbers["lr"])
-    with_nesterov = way.nesterov if nesterov is None else bool(nesterov)
+    with_nesterov = way.nesterov if nesterov is None else flag("nesterov", nesterov)
     settings, operands = calls.settings_of(numbers, way, nesterov=with_nesterov, decoupled=decoupled)
     count, *after = _step(_count_of(adam), operands, leaves.arrays, settings=settings)
     new_params, mu, nu = leaves.put_back(after)
@@ -113,34 +119,55 @@ def _step(count: jax.Array, operands: Sequence[jax.Array], arrays: _Arrays, *, s
     return native_step.step(count, operands, arrays, settings)
 
 
-def _parts_of(state: Any) -> tuple[optax.ScaleByAdamState, list[Any]]:
-    """Return the state of RAdam, and the counts of learning rate schedules beside it."""
-    parts = [state] if isinstance(state, optax.ScaleByAdamState) or not isinstance(state, tuple) else list(state)
+# Optax has no public name for it.
+_DecayState: Any = type(optax.add_decayed_weights(lambda count: 0.0).init({}))
+_COUNTED = (optax.ScaleByScheduleState, _DecayState)
+
+
+def _adam_of(state: Any) -> optax.ScaleByAdamState:
+    """Return the state of RAdam in one of radam.jax.radam, or of optax.radam."""
+    if isinstance(state, optax.ScaleByAdamState):
+        return state
+    parts = state if isinstance(state, tuple) and not _is_of(state, (*_COUNTED, optax.MaskedState)) else (state,)
+    others = [type(x).__name__ for x in parts if not _is_of(x, (optax.ScaleByAdamState, *_COUNTED, optax.EmptyState))]
     found = [x for x in parts if isinstance(x, optax.ScaleByAdamState)]
-    others = [x for x in parts if not isinstance(x, (optax.ScaleByAdamState, optax.ScaleByScheduleState))]
-    unknown = [x for x in others if not isinstance(x, optax.EmptyState)]
-    if len(found) != 1 or unknown:
-        what = f"holds {type(unknown[0]).__name__}" if unknown else f"holds {len(found)} of optax.ScaleByAdamState"
+    if others or len(found) != 1 or not isinstance(parts[0], optax.ScaleByAdamState):
+        what = "holds something before it" if found else "holds none"
+        what = f"holds {others[0]}" if others else f"holds {len(found)} of them" if len(found) > 1 else what
         raise TypeError(
-            f"state must be what radam.jax.radam(...).init(params) returns, or its optax.ScaleByAdamState; this "
-            f"{what}. What other transformations do is not part of fused_step: apply them to the gradients first"
+            "state must be what radam.jax.radam(...).init(params) returns, or its optax.ScaleByAdamState; this "
+            f"{what}. What other transformations do is not part of fused_step: apply them to the gradients first, and "
+            "hand in the optax.ScaleByAdamState alone"
         )
-    return found[0], [x.count for x in parts if isinstance(x, optax.ScaleByScheduleState)]
+    return found[0]
+
+
+def _is_of(part: Any, kinds: tuple[Any, ...]) -> bool:
+    """Return whether a part of a state is of one of these types, or a masked one of them."""
+    return isinstance(part.inner_state if isinstance(part, optax.MaskedState) else part, kinds)
+
+
+def _count_in(state: Any, kind: Any, otherwise: Any) -> Any:
+    """Return the count of a schedule that has one of its own in state."""
+    parts = () if isinstance(state, optax.ScaleByAdamState) else state
+    inner = [x.inner_state if isinstance(x, optax.MaskedState) else x for x in parts]
+    return next((x.count for x in inner if isinstance(x, kind)), otherwise)
 
 
 def _with_parts(state: Any, adam: optax.ScaleByAdamState) -> Any:
-    """Return the state after a step."""
-    if isinstance(state, optax.ScaleByAdamState):
-        return adam
+    """Return the state after a step, of the type that it was."""
 
     def after(part: Any) -> Any:
         if isinstance(part, optax.ScaleByAdamState):
             return adam
-        if isinstance(part, optax.ScaleByScheduleState):
-            return optax.ScaleByScheduleState(optax.safe_increment(part.count))
-        return part
+        if isinstance(part, optax.MaskedState):
+            return part._replace(inner_state=after(part.inner_state))
+        return part._replace(count=optax.safe_increment(part.count)) if isinstance(part, _COUNTED) else part
 
-    return tuple(after(part) for part in state)
+    if isinstance(state, optax.ScaleByAdamState):
+        return adam
+    parts = tuple(after(part) for part in state)
+    return type(state)(*parts) if hasattr(state, "_fields") else parts
 
 
 def _count_of(adam: optax.ScaleByAdamState) -> jax.Array:
@@ -170,7 +197,8 @@ def _leaves_of(params: Any, grads: Any, adam: optax.ScaleByAdamState) -> _Leaves
     with_paths, tree = jax.tree_util.tree_flatten_with_path(params)
     all_grads = _like(tree, grads, "grads")
     mu, nu = _like(tree, adam.mu, "mu"), _like(tree, adam.nu, "nu")
-    stepped = [i for i, g in enumerate(all_grads) if g is not None]
+    # A whole number has a gradient of float0, which is none: see jax.grad's allow_int.
+    stepped = [i for i, g in enumerate(all_grads) if g is not None and getattr(g, "dtype", None) != jax.dtypes.float0]
     arrays: list[list[jax.Array]] = [[], [], [], []]
     for i in stepped:
         path, p = with_paths[i]
@@ -195,7 +223,7 @@ def _like(tree: Any, other: Any, name: str) -> list[Any]:
 def _array(x: Any, path: Any, what: str) -> jax.Array:
     try:
         return jnp.asarray(x)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise TypeError(f"{what}params{jax.tree_util.keystr(path)} is no array: {error}") from None
 
 
@@ -220,7 +248,8 @@ def _check_leaf(path: Any, p: jax.Array, g: jax.Array, m: jax.Array, v: jax.Arra
         if x.dtype in (jnp.bfloat16, jnp.float16):
             raise ValueError(
                 f"{what}{name} has dtype {x.dtype}; moments must be float32: radam.jax.radam(...).init(params) makes "
-                "such, and optax.tree.cast(state, jnp.float32) converts mu and nu that you have"
+                "such, and state[0]._replace(mu=optax.tree.cast(state[0].mu, jnp.float32), "
+                "nu=optax.tree.cast(state[0].nu, jnp.float32)) converts those that you have"
             )
         raise TypeError(f"{what}{name} has dtype {x.dtype}, not {jnp.dtype(wanted).name}")
 

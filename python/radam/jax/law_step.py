@@ -40,13 +40,14 @@ def _coefficients(t: jax.Array, dtype: Any, numbers: dict[str, Any], settings: c
         x if isinstance(x, float) else calls.of_operand(x, dtype)
         for x in (numbers.pop("lr"), numbers.pop("weight_decay"))
     )
-    decays = not (isinstance(decay, float) and decay == 0.0)
     found = pairs.coefficients(t, dtype, **numbers, nesterov=settings.nesterov, convention=settings.convention)
+    if not isinstance(decay, float):
+        found = pairs.nan_unless(pairs.is_size(decay), found)
+    decoupled = decay if settings.decoupled else 0.0
+    found["param_decay"] = 1.0 - decoupled
     return {
-        **found,
-        "step_size": lr * found["step_size"],
-        "param_decay": 1 - lr * decay if decays and settings.decoupled else 1.0,
-        "coupled": decays and not settings.decoupled,
+        **_law.at_learning_rate(found, lr, decoupled, jnp),
+        "coupled": not settings.decoupled and not (isinstance(decay, float) and decay == 0.0),
         "coupled_decay": decay,
         "warmup": settings.convention.warmup,
         "amsgrad": False,

@@ -85,7 +85,8 @@ def _operation(n: int, settings: calls.Settings) -> Step:
     def refuse(*args: Any) -> Any:
         raise TypeError(
             "radam.jax.fused_step has no derivative: it writes over its operands; differentiate through "
-            "radam.jax.radam, whose update is the same step in JAX's own operations"
+            "radam.jax.radam, whose update is the same step in JAX's own operations. Where none is wanted, hand it "
+            "jax.lax.stop_gradient of params, grads, state and learning_rate"
         )
 
     operation.defjvp(refuse)
@@ -104,8 +105,8 @@ def _sharding_rule(n: int, mesh: Any, operands: Sequence[Any], results: Sequence
     first = len(operands) - 4 * n
     numbers = [ArrayMapping(*(f"n{i}_{d}" for d in range(x.rank))) for i, x in enumerate(operands[:first])]
     leaves = [ArrayMapping(*(f"l{i}_{d}" for d in range(x.rank))) for i, x in enumerate(operands[first : first + n])]
-    halves = tuple(factor for mapping in numbers for factor in mapping)
-    return SdyShardingRule((*numbers, *leaves * 4), (numbers[0], *leaves * 3), need_replication_factors=halves)
+    of_numbers = tuple(factor for mapping in numbers for factor in mapping)
+    return SdyShardingRule((*numbers, *leaves * 4), (numbers[0], *leaves * 3), need_replication_factors=of_numbers)
 
 
 # What a device does of the step: a native call where its platform has one. One more operand is not looked at.
@@ -120,7 +121,15 @@ def _jitted(primitive: Primitive, *args: Any, **params: Any) -> Any:
 
 
 def _results(*args: Any, leaves: int, settings: calls.Settings) -> Any:
-    return [x.update(weak_type=False) for x in _kept(args[:-1], leaves)]
+    """Return what comes back: a leaf differs between the devices of a shard_map if anything that went into it does."""
+    first = len(args) - 1 - 4 * leaves
+    varying = [x.manual_axis_type.varying for x in args[:-1]]
+    shared = frozenset().union(*varying[:first])
+    of_leaves = [shared.union(*varying[first + i :: leaves]) for i in range(leaves)]
+    return [
+        x.update(weak_type=False, manual_axis_type=type(x.manual_axis_type)(varying=names))
+        for x, names in zip(_kept(args[:-1], leaves), [varying[0], *of_leaves * 3])
+    ]
 
 
 def _call(ctx: Any, *args: Any, target: str, leaves: int, settings: calls.Settings) -> Any:

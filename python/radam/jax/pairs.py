@@ -12,6 +12,7 @@ paper. So every result goes through its bits (_seen), where no compiler looks th
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -191,6 +192,8 @@ def coefficients(
         nesterov: whether with Nesterov momentum.
         convention: whose way to rectify, to warm up and to add eps.
 
+    An array that is out of its range makes a NaN of the step size, and of every parameter: nothing can raise here.
+
     Returns:
         0-d arrays by the names of _step.coefficients, but ``rectified``, a bool, and ``warmup``, the mode of a step
         that is not, instead of ``mode``.
@@ -213,6 +216,7 @@ def coefficients(
     step_size = jnp.where(rectified, r * root_bc2, 1) / bc1
 
     on_v_hat = way.eps_on == "sqrt_v_hat"
+    given_eps, given_eps_root = eps, eps_root
     eps = _near(_wide(eps)) * (root_bc2 if on_v_hat else 1)
     eps_root = _near(_wide(eps_root)) * (bc2 if on_v_hat else 1)
     beta1, beta1_low = _split(betas[0], dtype, below=False)
@@ -240,13 +244,36 @@ def coefficients(
         "m_floor": tiny,
         "v_floor": jnp.where(((eps_root == 0) & (eps >= hides[0])) | (eps_root >= hides[1]), tiny, 0),
     }
-    return {
+    found = {
         **{name: jnp.asarray(number, dtype) for name, number in numbers.items()},
         "rectified": rectified,
         "warmup": way.warmup,
         "coupled": False,
         "amsgrad": False,
         "nesterov": nesterov,
+    }
+    tests = [(b1, is_rate), (b2, is_rate), *((x, is_size) for x in (given_eps, given_eps_root, threshold))]
+    in_range = [is_so(x) for x, is_so in tests if isinstance(x, jax.Array)]
+    return nan_unless(functools.reduce(jnp.logical_and, in_range), found) if in_range else found
+
+
+def is_rate(x: jax.Array) -> jax.Array:
+    """Return whether it is at least 0 and below 1."""
+    return (x >= 0) & (x < 1)
+
+
+def is_size(x: jax.Array) -> jax.Array:
+    """Return whether it is finite and at least 0."""
+    return (x >= 0) & (x < jnp.inf)
+
+
+def nan_unless(holds: jax.Array, c: dict[str, Any]) -> dict[str, Any]:
+    """Return coefficients whose step is NaN, also one that would leave the parameters alone, unless something holds."""
+    size = c["step_size"]
+    return {
+        **c,
+        "step_size": jnp.where(holds, size, jnp.full_like(size, jnp.nan)),
+        "rectified": c["rectified"] | ~holds,
     }
 
 

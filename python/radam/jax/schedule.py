@@ -22,7 +22,7 @@ def warn_if_not_here(stacklevel: int = 3) -> None:
         return
     _warned = True
     why = calls.why_not()
-    what_helps = "unset it" if "RADAM_JAX_FFI" in why else "install radam for the jaxlib that is here"
+    what_helps = "unset it" if "RADAM_JAX_FFI" in why else "install a newer radam, or one for the jaxlib that is here"
     warnings.warn(
         "radam.jax cannot call its native core and uses JAX's own operations, which are slower, with coefficients that "
         f"are right to 1e-6 only. The reason: {why}; {what_helps} before radam.jax is imported.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import _law, _step
+from ..groups import flag
 from . import calls, schedule
 
 # Of the coefficients, those that are the same in every step of a transformation: as constants, which XLA folds.
@@ -74,12 +74,10 @@ def radam(
 
     The source is Liu et al. 2020, https://arxiv.org/abs/1908.03265, in the reading of Optax 0.2.8.
     """
-    if isinstance(learning_rate, (str, bytes)):
-        raise TypeError(f"learning_rate must be a number or a schedule, got {learning_rate!r}")
+    if learning_rate is not None and not callable(learning_rate):
+        calls.number(learning_rate, "learning_rate")
     links = [_scale(nesterov, b1=b1, b2=b2, eps=eps, eps_root=eps_root, threshold=threshold)]
-    if weight_decay is not None and not (isinstance(weight_decay, (int, float)) and weight_decay == 0):
-        if isinstance(weight_decay, (int, float)) and not 0 <= weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be a finite number, at least 0, got {weight_decay}")
+    if weight_decay is not None and not _is_none(weight_decay):
         links.append(optax.add_decayed_weights(weight_decay, mask))
     links.append(optax.scale_by_learning_rate(learning_rate))
     return optax.with_extra_args_support(optax.chain(*links))
@@ -111,6 +109,7 @@ def scale_by_radam(
 
 def _scale(nesterov: bool, **given: Any) -> optax.GradientTransformation:
     """Return the transformation; its warnings are for the caller of the caller."""
+    nesterov = flag("nesterov", nesterov)
     numbers = _checked(**given)
     schedule.warn_if_not_here(stacklevel=4)
 
@@ -142,24 +141,25 @@ def _scale(nesterov: bool, **given: Any) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def _is_none(weight_decay: Any) -> bool:
+    """Return whether it is known to be 0, having checked what is known of it."""
+    if callable(weight_decay):
+        return False
+    found = calls.number(weight_decay, "weight_decay")
+    if isinstance(found, jax.Array) and not isinstance(found, jax.core.Tracer):
+        calls.check_ranges({"weight_decay": float(found)})  # nothing else would look at it
+    calls.check_ranges({"weight_decay": found})
+    return isinstance(found, float) and found == 0.0
+
+
 def _checked(**given: Any) -> dict[str, Any]:
     """Return the numbers as floats or arrays, the floats in their ranges."""
     for name, x in given.items():
         if callable(x):
             raise TypeError(f"{name} must be a number; optax.inject_hyperparams takes a schedule for it")
     numbers = {name: calls.number(x, name) for name, x in given.items()}
+    calls.check_ranges(numbers)
     known = {name: x for name, x in numbers.items() if isinstance(x, float)}
-    try:
-        _step.Hyperparameters(
-            lr=1.0,
-            beta1=known.get("b1", 0.0),
-            beta2=known.get("b2", 0.0),
-            eps=known.get("eps", 0.0),
-            eps_root=known.get("eps_root", 0.0),
-            threshold=known.get("threshold", 0.0),
-        )
-    except ValueError as error:
-        raise ValueError(str(error).replace("betas[0]", "b1").replace("betas[1]", "b2")) from None
     if "b2" in known and "threshold" in known and _step.rho_infinity(known["b2"]) < known["threshold"]:
         warnings.warn(
             f"with b2={known['b2']} rho never exceeds {_step.rho_infinity(known['b2']):.3g}, so that no step is ever "

@@ -44,6 +44,12 @@ def check_memory(params: Sequence[Any], g: int) -> None:
     for i, param in enumerate(params):
         array = array_of(param)
         if isinstance(array, np.ndarray):
+            again = array_of(param)
+            if again is not array and array.size and _address(again) != _address(array):
+                raise ValueError(
+                    f"parameter {i} of group {g} ({type(param).__qualname__}) cannot be updated in place: its .data is "
+                    "another array each time; let it return the one that the parameter keeps"
+                )
             continue
         kind = f"{type(array).__module__}.{type(array).__qualname__}"
         why = ""
@@ -58,6 +64,10 @@ def check_memory(params: Sequence[Any], g: int) -> None:
                 f"parameter {i} of group {g} ({kind}) cannot be updated in place: {why}; keep the parameters of this "
                 "optimizer on the CPU, as float32 or float64, or take Lucid's own optimizer"
             )
+
+
+def _address(array: Any) -> Any:
+    return array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else None
 
 
 def _hands_out_copies(array: Any) -> bool:

@@ -276,8 +276,9 @@ def _check_arguments(lr: Any, betas: Any, eps: Any, weight_decay: Any) -> None:
             raise ValueError(f"For 'RAdam', '{name}' is a Tensor of shape {value.shape}; it must be a scalar Tensor.")
     if not isinstance(betas, (tuple, list)):
         raise TypeError(f"For 'RAdam', the argument 'betas' must be a tuple of two floats, but got {type(betas)}.")
-    if len(betas) < 2:
-        raise IndexError(f"For 'RAdam', the argument 'betas' must be a tuple of two floats, but got {betas}.")
+    if len(betas) != 2:
+        kind = IndexError if len(betas) < 2 else ValueError  # as MindSpore's own
+        raise kind(f"For 'RAdam', the argument 'betas' must be a tuple of two floats, but got {betas}.")
 
 
 def _checked(group: Any) -> Any:

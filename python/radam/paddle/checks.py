@@ -98,6 +98,11 @@ def explained(
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"the {what} {param.name} is a {type(tensor).__name__}, not a Tensor") from error
             is_number = tensor.is_floating_point() or tensor.is_complex()
+            if tensor is param and not is_number:
+                raise TypeError(
+                    f"the parameter {param.name} has dtype {param.dtype}; RAdam steps float64, float32, bfloat16 and "
+                    "float16"
+                ) from error
             if tensor is grad and tensor._is_initialized() and not is_number:
                 raise ValueError(
                     f"the gradient of {param.name} is {tensor.dtype}, the parameter {param.dtype}"

@@ -76,6 +76,8 @@ class RAdam(Steps):
         multi_precision: bool = False,
     ) -> None:
         checks.refuse_static()
+        if not isinstance(multi_precision, bool):
+            raise TypeError(f"multi_precision must be True or False, got {multi_precision!r}")
         if isinstance(learning_rate, (float, int)) and not learning_rate >= 0.0:
             raise ValueError(f"Invalid learning rate: {learning_rate}, it must be at least 0")
         checks.check_numbers({"beta1": beta1, "beta2": beta2, "epsilon": epsilon})
@@ -132,7 +134,8 @@ class RAdam(Steps):
             AssertionError: if loss is no Tensor; and what step raises.
         """
         checks.refuse_static()
-        assert isinstance(loss, Tensor), f"loss must be a Tensor, got {type(loss).__name__}"
+        if not isinstance(loss, Tensor):  # Paddle's type, also where Python leaves assertions out
+            raise AssertionError(f"loss must be a Tensor, got {type(loss).__name__}")
         if parameters:
             pairs: Pairs = self.backward(loss, startup_program, parameters, no_grad_set)
             return self.apply_gradients(pairs), pairs
@@ -214,8 +217,8 @@ class RAdam(Steps):
     def set_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what state_dict of this class or of paddle.optimizer.RAdam gave. The tensors are copied.
 
-        Parameters that it has nothing of begin anew, unless they have a state now. What it has of other parameters is
-        kept for their first step, should they be handed in later.
+        Parameters that it has nothing of begin anew, unless they have a state now. Where it has something of all of
+        them, what it has of others is kept for their first step, should they be handed in later.
 
         Warns (UserWarning) where the powers that Paddle saves for a step count are not those of these betas.
 
@@ -225,6 +228,8 @@ class RAdam(Steps):
             RuntimeError: in static mode; if the scheduler refuses its part. After any of them nothing has changed.
         """
         checks.refuse_static()
+        if not isinstance(state_dict, Mapping):
+            raise AttributeError(f"a state dict must be a dict, got {type(state_dict).__name__}; nothing was loaded")
         scheduler = self._learning_rate if isinstance(self._learning_rate, LRScheduler) else None
         schedule = state_dict.get(saved.SCHEDULER)
         if scheduler is not None and not isinstance(scheduler, LambdaDecay) and schedule is None:
@@ -237,9 +242,13 @@ class RAdam(Steps):
                 read = reader.read(param, self._states.get(id(param)), betas)
                 if read is not None:
                     states[id(param)] = read
-            if not states and not reader.is_empty:
-                raise AssertionError(f"optimizer Tensors of {self._first_name()} not found; nothing was loaded")
             later = reader.rest(param.name for param, _ in params)
+            missing = [param.name for param, _ in params if id(param) not in states]
+            if missing and (later is not None or not (states or reader.is_empty)):
+                raise AssertionError(
+                    f"optimizer Tensors of {missing[0]} not found, but others that belong to no parameter here: is it "
+                    "the state of another optimizer, of a model, or of layers that got other names? Nothing was loaded"
+                )
             reader.warn(stacklevel=2)
             if scheduler is not None and schedule:
                 _load_scheduler(scheduler, schedule)
@@ -261,9 +270,6 @@ class RAdam(Steps):
     def _forget_saved(self, held: State) -> None:
         if self._later is not None:
             self._later.forget(held.param.name)
-
-    def _first_name(self) -> str:
-        return next((param.name for _, params in self._groups_and_params() for param in params), "any parameter")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RAdam:
         made = type(self).__new__(type(self))

@@ -73,8 +73,8 @@ class Reader:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has nothing of any parameter."""
-        return not self._names
+        """Whether it is the dict of an optimizer that never stepped: there is nothing of any parameter in it."""
+        return not self._names and set(self._dict) <= {SCHEDULER, MASTERS}
 
     def read(self, param: Tensor, now: State | None, betas: Betas) -> State | None:
         """Return the state that it has of a parameter, or None where it has nothing.
