@@ -178,7 +178,10 @@ def test_ctrl_c_in_the_middle_of_the_training_leaves_no_traceback_and_no_file(tm
         assert process.stdout is not None
         assert process.stdout.readline().startswith("A network with ")
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        try:
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or else this would wait for ever
     assert (process.returncode, error) == (130, "radam demo: stopped by Ctrl-C, nothing was saved\n")
     assert not list(tmp_path.iterdir())
 
