@@ -280,7 +280,7 @@ def test_it_is_an_optimizer_of_torch_and_prints_like_it() -> None:
 
 @pytest.mark.parametrize("beta2", [0.0, 0.5, 0.6, 2 / 3])
 def test_a_beta2_that_never_rectifies_gives_one_warning_where_the_user_wrote_it(beta2: float) -> None:
-    with pytest.warns(UserWarning, match=f"betas\\[1\\]={beta2} rho never exceeds 5") as caught:
+    with pytest.warns(UserWarning, match=f"betas\\[1\\]={beta2} rho never exceeds") as caught:
         RAdam([leaf(), leaf()], betas=(0.9, beta2))
     assert [one.filename for one in caught] == [__file__]
     RAdam([leaf()], betas=(0.9, 0.67))  # no warning, which would be an error
@@ -288,7 +288,7 @@ def test_a_beta2_that_never_rectifies_gives_one_warning_where_the_user_wrote_it(
 
 def test_an_added_group_warns_of_its_beta2_where_the_user_wrote_it() -> None:
     optimizer = RAdam([leaf()])
-    with pytest.warns(UserWarning, match="rho never exceeds 5") as caught:
+    with pytest.warns(UserWarning, match="rho never exceeds") as caught:
         optimizer.add_param_group({"params": leaf(), "betas": (0.9, 0.5)})
     assert [one.filename for one in caught] == [__file__]
 

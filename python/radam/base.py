@@ -123,16 +123,9 @@ class Optimizer:
             raise type(error)(f"{what}: {error}") from None
 
     def _warn_if_never_rectified(self, group: Group, g: int, stacklevel: int) -> None:
-        beta2 = groups.pair("betas", group["betas"])[1]
-        limit, threshold = _step.rho_infinity(beta2), self.convention.threshold
-        if self._rectify and not (limit > threshold or (limit == threshold and self.convention.rectify_at_threshold)):
-            what = "only momentum" if self.convention.warmup == "momentum" else "no update at all"
-            warnings.warn(
-                f"group {g}: with betas[1]={beta2} rho never exceeds {limit:.3g}, so that no step is ever rectified "
-                f"and there is {what} (convention {self.convention.name!r} rectifies above {threshold:g})",
-                UserWarning,
-                stacklevel=stacklevel,
-            )
+        why = self.convention.why_never_rectified(groups.pair("betas", group["betas"])[1])
+        if self._rectify and why:
+            warnings.warn(f"group {g}: {why}", UserWarning, stacklevel=stacklevel)
 
     # ---- steps
 

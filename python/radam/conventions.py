@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from ._step import Hyperparameters, rectification_of
+from ._step import Hyperparameters, rectification_of, rho_infinity
 
 Decay = Literal["coupled", "decoupled"]
 
@@ -109,6 +109,17 @@ class Convention:
                 "leave decoupled_weight_decay=None for its own, or use dataclasses.replace(convention, decay=...)"
             )
         return decoupled_weight_decay
+
+    def why_never_rectified(self, beta2: float, name: str = "betas[1]") -> str:
+        """Return what to warn of where beta2, called name, is too small for any step to be rectified; else nothing."""
+        limit = rho_infinity(beta2)
+        if limit > self.threshold or (limit == self.threshold and self.rectify_at_threshold):
+            return ""
+        what = "only momentum" if self.warmup == "momentum" else "no update at all"
+        return (
+            f"with {name}={beta2} rho never exceeds {limit:.3g}, so that no step is ever rectified and there is {what} "
+            f"(convention {self.name!r} rectifies above {self.threshold:g})"
+        )
 
 
 CONVENTIONS: Mapping[str, Convention] = MappingProxyType(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .. import _law, _step
+from .. import _law
+from ..conventions import CONVENTIONS
 from ..groups import flag
 from . import calls, schedule
 
@@ -160,13 +162,10 @@ def _checked(**given: Any) -> dict[str, Any]:
     numbers = {name: calls.number(x, name) for name, x in given.items()}
     calls.check_ranges(numbers)
     known = {name: x for name, x in numbers.items() if isinstance(x, float)}
-    if "b2" in known and "threshold" in known and _step.rho_infinity(known["b2"]) < known["threshold"]:
-        warnings.warn(
-            f"with b2={known['b2']} rho never exceeds {_step.rho_infinity(known['b2']):.3g}, so that no step is ever "
-            f"rectified and there is only momentum (the threshold is {known['threshold']:g})",
-            UserWarning,
-            stacklevel=4,
-        )
+    if "b2" in known and "threshold" in known:
+        convention = dataclasses.replace(CONVENTIONS["optax"], threshold=known["threshold"])
+        if why := convention.why_never_rectified(known["b2"], "b2"):
+            warnings.warn(why, UserWarning, stacklevel=4)
     return numbers
 
 

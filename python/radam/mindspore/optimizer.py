@@ -252,15 +252,9 @@ def _hyperparameters(number: int, group: dict[str, Any]) -> _step.Hyperparameter
 
 
 def _warn_if_never_rectified(number: int, group: dict[str, Any]) -> None:
-    beta2 = float(group["betas"][1])
-    limit, threshold = _step.rho_infinity(beta2), _CONVENTION.threshold
-    if limit <= threshold:
-        warnings.warn(
-            f"group {number}: with betas[1]={beta2} rho never exceeds {limit:.3g}, so that no step is ever rectified "
-            f"and there is only momentum (MindSpore rectifies above {threshold:g})",
-            UserWarning,
-            stacklevel=3,
-        )
+    why = _CONVENTION.why_never_rectified(float(group["betas"][1]))
+    if why:
+        warnings.warn(f"group {number}: {why}", UserWarning, stacklevel=3)
 
 
 def _names(parameters: Sequence[Parameter]) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from typing import Any
 import paddle
 from paddle import Tensor
 
-from .. import _step
 from ..conventions import CONVENTIONS
 
 
@@ -45,16 +44,9 @@ def check_numbers(numbers: Mapping[str, Any]) -> None:
 
 def warn_if_never_rectified(betas2: Sequence[float], stacklevel: int) -> None:
     """Warn of the first group whose beta2 is too small for a step to be ever rectified."""
-    threshold = CONVENTIONS["paddle"].threshold
     for g, beta2 in enumerate(betas2):
-        limit = _step.rho_infinity(beta2)
-        if not limit > threshold:
-            warnings.warn(
-                f"group {g}: with beta2={beta2} rho never exceeds {limit:.3g}, so that no step is ever rectified and "
-                f"there is only momentum (convention 'paddle' rectifies above {threshold:g})",
-                UserWarning,
-                stacklevel=stacklevel + 1,
-            )
+        if why := CONVENTIONS["paddle"].why_never_rectified(beta2, "beta2"):
+            warnings.warn(f"group {g}: {why}", UserWarning, stacklevel=stacklevel + 1)
             return
 
 

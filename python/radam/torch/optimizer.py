@@ -231,13 +231,8 @@ class RAdam(Traced):
             self._warn_if_never_rectified(group)
 
     def _warn_if_never_rectified(self, group: Mapping[str, Any]) -> None:
-        beta2, threshold = float(group["betas"][1]), self.convention.threshold
-        if not _step.rho_infinity(beta2) > threshold:
-            warnings.warn(
-                f"with betas[1]={beta2} rho never exceeds {threshold:g}, so that no step is ever rectified",
-                UserWarning,
-                stacklevel=_callers(),
-            )
+        if why := self.convention.why_never_rectified(float(group["betas"][1])):
+            warnings.warn(why, UserWarning, stacklevel=_callers())
 
     # ---- steps
 
