@@ -1,13 +1,11 @@
-// A persistent pool of threads that runs one job at a time, cut into parts that never move between threads.
+// The threads of the compiled library: one pool for the whole process, which survives forks.
 #pragma once
+
+#include <radam/executor.hpp>
 
 namespace radam::parallel {
 
-// The cores that this process may run on.
-int available_cores() noexcept;
-
-// Calls part(context, index, count) for every index below count: 0 on the calling thread, the others on the pool.
-// When the pool is taken by another caller, or no thread can be had, the calling thread does all of them.
-void run(int count, void (*part)(void* context, int index, int count), void* context) noexcept;
+// When the pool is taken by another caller, or no thread can be had, the calling thread does all parts.
+void run(const Parts& parts) noexcept;
 
 }  // namespace radam::parallel

@@ -34,12 +34,6 @@ void fill(Slot& slot, const Entry& entry, const ScheduledStep* step) {
 
 }  // namespace
 
-std::vector<int> slot_order(const Layout& param) {
-    std::vector<int> order = memory_order(param);
-    if (!is_dense(param, order)) std::sort(order.begin(), order.end());
-    return order;
-}
-
 nb::object of_device(nb::handle by_device, int device) {
     if (by_device.is_none()) return nb::none();
     const nb::object key = nb::int_(device);
@@ -56,11 +50,7 @@ void Call::add_array(Entry& entry, Role role, const nb::tuple& arrays) {
     if (role != grad && overlaps_itself(array.layout))
         refuse_value(where(role, entry),
                      "has elements that share memory (an expanded or overlapping view); hand in a copy of it");
-    const Extent e = extent(array.layout);
-    if (e.first == e.last) return;
-    const auto base = reinterpret_cast<std::uintptr_t>(array.data);
-    by_role_[role].push_back({base + static_cast<std::uintptr_t>(e.first), base + static_cast<std::uintptr_t>(e.last),
-                              static_cast<std::uint32_t>(entries_.size() - 1), role});
+    overlaps_.add(array.layout, array.data, static_cast<std::uint32_t>(entries_.size() - 1), role);
 }
 
 void Call::check_arrays(const Entry& entry, bool amsgrad) const {
@@ -356,7 +346,7 @@ void Call::clear() noexcept {
     on_cpu_.clear();
     any_device_ = false;
     counters_.clear();
-    for (std::vector<Interval>& some : by_role_) some.clear();
+    overlaps_.clear();
     schedules_.clear();
     device_schedules_.clear();
     device_amps_.clear();

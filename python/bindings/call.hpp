@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 #include <radam/cuda.hpp>
+#include <radam/overlaps.hpp>
 #include <radam/schedule.hpp>
 #include <radam/slot.hpp>
 
@@ -41,13 +42,6 @@ constexpr const char* role_names[roles] = {
     "exp_avg_scale of parameter",
     "exp_avg_sq_scale of parameter",
     "max_exp_avg_sq_scale of parameter",
-};
-
-// The memory one array may stand on.
-struct Interval {
-    std::uintptr_t first, last;
-    std::uint32_t entry;
-    Role role;
 };
 
 // What only parameters have that are stored in fewer bits, or whose elements are rounded at random.
@@ -165,7 +159,7 @@ private:
     OnDevices on_devices_;
     bool any_device_ = false;
     std::vector<Counter> counters_;
-    std::vector<Interval> by_role_[roles], intervals_, merged_;
+    Overlaps overlaps_;
     std::deque<Schedule> schedules_;
     std::deque<DeviceSchedule> device_schedules_;
     std::deque<DeviceAmp> device_amps_;
@@ -173,10 +167,6 @@ private:
     std::deque<StandIn> stand_ins_;
     std::vector<PyObject*> names_;  // of each group, borrowed
 };
-
-// The order of dimensions in which a slot has its elements: the parameter's own in memory, or C order where it has
-// gaps.
-std::vector<int> slot_order(const Layout& param);
 
 // What a dict says of a device: a tuple or an array, or None.
 nanobind::object of_device(nanobind::handle by_device, int device);

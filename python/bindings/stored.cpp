@@ -165,26 +165,11 @@ void Call::number_elements(const Entry& entry, Slot& slot, const std::vector<int
     Stored& stored = *entry.stored;
     const Layout& p = entry.at(param).layout;
     const std::int64_t* const whole = stored.whole_shape.empty() ? p.shape : stored.whole_shape.data();
-    std::vector<std::int64_t> stride(static_cast<std::size_t>(p.ndim));
-    std::int64_t next = 1;
-    for (int d = p.ndim; d-- > 0; next *= whole[d]) stride[static_cast<std::size_t>(d)] = next;
     slot.positions.first = 0;
-    for (std::size_t d = 0; d < stored.offsets.size(); ++d) slot.positions.first += stored.offsets[d] * stride[d];
-
-    // Dimensions that lie one within the other are one.
-    stored.shape.clear();
-    stored.strides.clear();
-    for (const int d : order) {
-        if (p.shape[d] == 1) continue;
-        const std::int64_t here = stride[static_cast<std::size_t>(d)];
-        if (!stored.shape.empty() && stored.strides.back() == here * p.shape[d]) {
-            stored.shape.back() *= p.shape[d];
-            stored.strides.back() = here;
-        } else {
-            stored.shape.push_back(p.shape[d]);
-            stored.strides.push_back(here);
-        }
-    }
+    std::int64_t stride = 1;
+    for (int d = p.ndim; d-- > 0; stride *= whole[d])
+        if (!stored.offsets.empty()) slot.positions.first += stored.offsets[static_cast<std::size_t>(d)] * stride;
+    numbered_dims(p, order, whole, stored.shape, stored.strides);
     if (stored.shape.empty() || (stored.shape.size() == 1 && stored.strides[0] == 1)) return;
     slot.positions.ndim = static_cast<int>(stored.shape.size());
     slot.positions.shape = stored.shape.data();

@@ -14,6 +14,8 @@
 #define RADAM_APART
 #endif
 
+RADAM_LOOPS_BEGIN
+
 namespace radam {
 
 namespace detail {
@@ -43,7 +45,7 @@ struct alignas(64) Padded {
 
 struct Sizes {
     std::int64_t p, g, m, master;
-    RADAM_INLINE explicit Sizes(const Slot& slot) noexcept
+    RADAM_HOST_INLINE explicit Sizes(const Slot& slot) noexcept
         : p(size_of(slot.param_dtype)),
           g(size_of(slot.grad_dtype)),
           m(size_of(moment_dtype(slot.param_dtype, slot.moments, false))),
@@ -51,7 +53,7 @@ struct Sizes {
 };
 
 template <class F>
-RADAM_INLINE void for_each_stream(const Sizes& size, Stored& a, Stored& b, F f) noexcept {
+RADAM_HOST_INLINE void for_each_stream(const Sizes& size, Stored& a, Stored& b, F f) noexcept {
     f(a.p, b.p, size.p);
     f(a.g, b.g, size.g);
     f(a.m, b.m, size.m);
@@ -60,7 +62,7 @@ RADAM_INLINE void for_each_stream(const Sizes& size, Stored& a, Stored& b, F f) 
     if (size.master > 0) f(a.master, b.master, size.master);
 }
 
-RADAM_INLINE Stored stored_at(const Slot& slot, const Sizes& size, std::int64_t i) noexcept {
+RADAM_HOST_INLINE Stored stored_at(const Slot& slot, const Sizes& size, std::int64_t i) noexcept {
     const auto at = [i](const void* array, std::int64_t itemsize) noexcept {
         return array == nullptr ? nullptr : static_cast<char*>(const_cast<void*>(array)) + i * itemsize;
     };
@@ -74,7 +76,7 @@ using Float = Vector<Isa, float>;
 // How far ahead a block's streams are asked for: what measured best. See docs/design.md.
 constexpr std::int64_t staged_ahead = 8 * block_size;
 
-RADAM_INLINE void prefetch_lines(const char* from, std::int64_t itemsize) noexcept {
+RADAM_HOST_INLINE void prefetch_lines(const char* from, std::int64_t itemsize) noexcept {
     for (int k = 0; k < block; k += 64) prefetch(from + k);
     if (itemsize < 2) return;
     for (int k = block; k < 2 * block; k += 64) prefetch(from + k);
@@ -82,7 +84,7 @@ RADAM_INLINE void prefetch_lines(const char* from, std::int64_t itemsize) noexce
     for (int k = 2 * block; k < 4 * block; k += 64) prefetch(from + k);
 }
 
-RADAM_INLINE void prefetch_block(const Stored& at, const Sizes& size) noexcept {
+RADAM_HOST_INLINE void prefetch_block(const Stored& at, const Sizes& size) noexcept {
     prefetch_lines(at.p + staged_ahead * size.p, size.p);
     prefetch_lines(at.g + staged_ahead * size.g, size.g);
     prefetch_lines(at.m + staged_ahead * size.m, size.m);
@@ -93,21 +95,21 @@ RADAM_INLINE void prefetch_block(const Stored& at, const Sizes& size) noexcept {
 
 // Calls f(i) for the first lanes of each vector of a block.
 template <class Isa, class F>
-RADAM_INLINE void for_each_lanes(F f) noexcept {
+RADAM_HOST_INLINE void for_each_lanes(F f) noexcept {
     RADAM_INDEPENDENT
     for (std::int64_t i = 0; i < block; i += lanes<Isa, float>()) f(i);
 }
 
 template <class Isa, class Word>
-RADAM_INLINE BitVector<Isa> load_bits(const char* from, std::int64_t i) noexcept {
+RADAM_HOST_INLINE BitVector<Isa> load_bits(const char* from, std::int64_t i) noexcept {
     return BitVector<Isa>::of(Isa::widen_bits(reinterpret_cast<const Word*>(from) + i));
 }
 template <class Isa, class Word>
-RADAM_INLINE void store_bits(char* to, std::int64_t i, const BitVector<Isa>& bits) noexcept {
+RADAM_HOST_INLINE void store_bits(char* to, std::int64_t i, const BitVector<Isa>& bits) noexcept {
     Isa::narrow_bits(reinterpret_cast<Word*>(to) + i, bits.x);
 }
 template <class Isa>
-RADAM_INLINE BitVector<Isa> load_words(const std::uint32_t* from) noexcept {
+RADAM_HOST_INLINE BitVector<Isa> load_words(const std::uint32_t* from) noexcept {
     return BitVector<Isa>::of(Isa::load(from));
 }
 
@@ -118,7 +120,7 @@ public:
     Fractions() noexcept {
         for (std::uint32_t i = 0; i < block; ++i) of_zero_[i] = spread(0, i) >> fraction_shift;
     }
-    RADAM_INLINE BitVector<Isa> at(std::int64_t i, std::uint32_t word) const noexcept {
+    RADAM_HOST_INLINE BitVector<Isa> at(std::int64_t i, std::uint32_t word) const noexcept {
         return load_words<Isa>(of_zero_ + i) ^ BitVector<Isa>(word >> fraction_shift);
     }
 
@@ -229,3 +231,5 @@ RADAM_APART void part_block(Weights weights, const float* from, char* param, cha
 }  // namespace detail
 
 }  // namespace radam
+
+RADAM_LOOPS_END

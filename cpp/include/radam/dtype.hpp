@@ -53,6 +53,16 @@ RADAM_INLINE constexpr DType moment_dtype(DType param) noexcept {
     return param == DType::fp64 ? DType::fp64 : DType::fp32;
 }
 
+// The dtype of a storage type.
+template <class Storage>
+constexpr DType dtype_of() noexcept {
+    constexpr bool wide = std::is_same_v<Storage, double>, single = std::is_same_v<Storage, float>;
+    constexpr bool brain = std::is_same_v<Storage, bf16>, half = std::is_same_v<Storage, fp16>;
+    static_assert(wide || single || brain || half,
+                  "parameters and gradients are double, float, radam::bf16 or radam::fp16");
+    return wide ? DType::fp64 : single ? DType::fp32 : brain ? DType::bf16 : DType::fp16;
+}
+
 // The arithmetic that a storage type is computed in.
 template <class Storage>
 using Compute = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
@@ -98,6 +108,7 @@ struct type_is {
     using type = T;
 };
 
+RADAM_CALLS_BACK
 template <class F>
 RADAM_INLINE void visit_low(DType dtype, F f) noexcept {
     if (dtype == DType::fp32) f(type_is<float>{});
@@ -105,11 +116,31 @@ RADAM_INLINE void visit_low(DType dtype, F f) noexcept {
     if (dtype == DType::fp16) f(type_is<fp16>{});
 }
 
+// Calls f(type_is<Storage>) for a floating-point dtype.
+template <class F>
+RADAM_HOST_INLINE void visit_float(DType dtype, F f) noexcept {
+    if (dtype == DType::fp64) return f(type_is<double>{});
+    visit_low(dtype, f);
+}
+
+namespace detail {
+RADAM_CALLS_BACK
+template <class Param, class F>
+RADAM_INLINE void visit_low_grad(Param param, DType grad, F& f) noexcept {
+    if (grad == DType::fp32) f(param, type_is<float>{});
+    if (grad == DType::bf16) f(param, type_is<bf16>{});
+    if (grad == DType::fp16) f(param, type_is<fp16>{});
+}
+}  // namespace detail
+
 // Calls f(type_is<Param>, type_is<Grad>) for a pair that is_pair accepts.
+RADAM_CALLS_BACK
 template <class F>
 RADAM_INLINE void visit_pair(DType param, DType grad, F f) noexcept {
-    if (param == DType::fp64) return f(type_is<double>{}, type_is<double>{});
-    visit_low(param, [&](auto p) noexcept { visit_low(grad, [&](auto g) noexcept { f(p, g); }); });
+    if (param == DType::fp64) f(type_is<double>{}, type_is<double>{});
+    if (param == DType::fp32) detail::visit_low_grad(type_is<float>{}, grad, f);
+    if (param == DType::bf16) detail::visit_low_grad(type_is<bf16>{}, grad, f);
+    if (param == DType::fp16) detail::visit_low_grad(type_is<fp16>{}, grad, f);
 }
 
 }  // namespace radam

@@ -26,6 +26,15 @@
 #define RADAM_INDEPENDENT
 #endif
 
+// Clang says so of each loop that it does not vectorise for all that; not to embedders.
+#if defined(__clang__)
+#define RADAM_LOOPS_BEGIN _Pragma("clang diagnostic push") _Pragma("clang diagnostic ignored \"-Wpass-failed\"")
+#define RADAM_LOOPS_END _Pragma("clang diagnostic pop")
+#else
+#define RADAM_LOOPS_BEGIN
+#define RADAM_LOOPS_END
+#endif
+
 namespace radam {
 
 // T in every lane of an instruction set's register. Isa says how to fuse, divide, root and choose, each exactly
@@ -196,7 +205,7 @@ struct portable {
     }
     template <class Storage>
     RADAM_INLINE static float widen(const Storage* from) noexcept {
-        return to_float(Storage{get(&from->bits)});
+        return to_float(Storage{get(reinterpret_cast<const std::uint16_t*>(from))});  // at any address
     }
     RADAM_INLINE static std::uint32_t bits_of(float x) noexcept { return bit_cast<std::uint32_t>(x); }
     RADAM_INLINE static float number_of(std::uint32_t bits) noexcept { return bit_cast<float>(bits); }
@@ -211,8 +220,12 @@ struct portable {
         put(to, static_cast<Word>(bits));
     }
 
-    RADAM_INLINE static void narrow(bf16* to, float x) noexcept { put(&to->bits, to_bf16(x).bits); }
-    RADAM_INLINE static void narrow(fp16* to, float x) noexcept { put(&to->bits, to_fp16(x).bits); }
+    RADAM_INLINE static void narrow(bf16* to, float x) noexcept {
+        put(reinterpret_cast<std::uint16_t*>(to), to_bf16(x).bits);
+    }
+    RADAM_INLINE static void narrow(fp16* to, float x) noexcept {
+        put(reinterpret_cast<std::uint16_t*>(to), to_fp16(x).bits);
+    }
 
     // A number at any address. Compilers vectorise the attributed access, but not std::memcpy.
 #if defined(__GNUC__)
@@ -434,7 +447,7 @@ constexpr std::int64_t lanes() noexcept {
 
 // Asks for the cache line of an address soon to be read. In assembly: GCC takes a function that holds nothing but its
 // __builtin_prefetch for one without effects, and leaves out the call.
-RADAM_INLINE void prefetch(const void* address) noexcept {
+RADAM_HOST_INLINE void prefetch(const void* address) noexcept {
 #if defined(__GNUC__) && defined(__x86_64__)
     __asm__ __volatile__("prefetcht0 %0" : : "m"(*static_cast<const char*>(address)));
 #elif defined(__GNUC__) && defined(__aarch64__)
@@ -450,7 +463,7 @@ RADAM_INLINE void prefetch(const void* address) noexcept {
 
 // Whole vectors from and to storage at any address.
 template <class Isa, class Storage>
-RADAM_INLINE Vector<Isa, Compute<Storage>> load(const Storage* from) noexcept {
+RADAM_HOST_INLINE Vector<Isa, Compute<Storage>> load(const Storage* from) noexcept {
     using V = Vector<Isa, Compute<Storage>>;
     if constexpr (sizeof(Storage) == 2)
         return V::of(Isa::widen(from));
@@ -459,7 +472,7 @@ RADAM_INLINE Vector<Isa, Compute<Storage>> load(const Storage* from) noexcept {
 }
 
 template <class Isa, class Storage>
-RADAM_INLINE void store(Storage* to, const Vector<Isa, Compute<Storage>>& v) noexcept {
+RADAM_HOST_INLINE void store(Storage* to, const Vector<Isa, Compute<Storage>>& v) noexcept {
     if constexpr (sizeof(Storage) == 2)
         Isa::narrow(to, v.x);
     else
@@ -468,14 +481,14 @@ RADAM_INLINE void store(Storage* to, const Vector<Isa, Compute<Storage>>& v) noe
 
 // The first n lanes only; the others compute on zeros that nobody reads.
 template <class Isa, class Storage>
-RADAM_INLINE Vector<Isa, Compute<Storage>> load_partial(const Storage* from, std::int64_t n) noexcept {
+RADAM_HOST_INLINE Vector<Isa, Compute<Storage>> load_partial(const Storage* from, std::int64_t n) noexcept {
     Storage padded[lanes<Isa, Compute<Storage>>()] = {};
     std::memcpy(padded, from, static_cast<std::size_t>(n) * sizeof(Storage));
     return load<Isa>(padded);
 }
 
 template <class Isa, class Storage>
-RADAM_INLINE void store_partial(Storage* to, const Vector<Isa, Compute<Storage>>& x, std::int64_t n) noexcept {
+RADAM_HOST_INLINE void store_partial(Storage* to, const Vector<Isa, Compute<Storage>>& x, std::int64_t n) noexcept {
     Storage padded[lanes<Isa, Compute<Storage>>()];
     store<Isa>(padded, x);
     std::memcpy(to, padded, static_cast<std::size_t>(n) * sizeof(Storage));

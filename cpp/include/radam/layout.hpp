@@ -84,6 +84,34 @@ inline bool is_dense(const Layout& a, const std::vector<int>& order) noexcept {
     return true;
 }
 
+// The order of dimensions in which a step takes the elements of a parameter: its own in memory, or C order where it has
+// gaps.
+inline std::vector<int> slot_order(const Layout& param) {
+    std::vector<int> order = memory_order(param);
+    if (!is_dense(param, order)) std::sort(order.begin(), order.end());
+    return order;
+}
+
+// The dimensions of an array in the given order, and how far apart, in elements, their neighbours are in an array in C
+// order of the shape `whole`, of which this one is a part: those that lie one within the other become one.
+inline void numbered_dims(const Layout& a, const std::vector<int>& order, const std::int64_t* whole,
+                          std::vector<std::int64_t>& shape, std::vector<std::int64_t>& strides) {
+    std::int64_t stride[most_dims], next = 1;
+    for (int d = a.ndim; d-- > 0; next *= whole[d]) stride[d] = next;
+    shape.clear();
+    strides.clear();
+    for (const int d : order) {
+        if (a.shape[d] == 1) continue;
+        if (!shape.empty() && strides.back() == stride[d] * a.shape[d]) {
+            shape.back() *= a.shape[d];
+            strides.back() = stride[d];
+        } else {
+            shape.push_back(a.shape[d]);
+            strides.push_back(stride[d]);
+        }
+    }
+}
+
 // The bytes [first, last) around an array's data pointer that its elements may lie in.
 struct Extent {
     std::int64_t first = 0, last = 0;

@@ -135,7 +135,7 @@ RADAM_INLINE Coefficients<float> round_to_float(const Coefficients<double>& c) n
 
 // False where hyperparameters that are finite in double give coefficients that are not, in double or rounded to float.
 template <class T>
-RADAM_INLINE bool is_finite(const Coefficients<T>& c) noexcept {
+RADAM_HOST_INLINE bool is_finite(const Coefficients<T>& c) noexcept {
     constexpr T most = std::numeric_limits<T>::max();
     return abs(c.grad_scale) <= most && abs(c.coupled_decay) <= most && abs(c.param_decay) <= most &&
            abs(c.step_size) <= most && c.eps <= most && c.eps_root <= most;
@@ -193,7 +193,7 @@ RADAM_INLINE void scale_gradients(ScheduledStep& step, double factor) noexcept {
 namespace detail {
 
 template <Mode mode, class F>
-RADAM_INLINE void visit_flags(const ScheduledStep& step, F f) noexcept {
+RADAM_HOST_INLINE void visit_flags(const ScheduledStep& step, F f) noexcept {
     constexpr bool moves = mode != Mode::moments_only;  // nesterov changes p alone
     switch ((step.coupled ? 1 : 0) | (step.amsgrad ? 2 : 0) | (moves && step.nesterov ? 4 : 0)) {
         case 0: return f(Form<mode, false, false, false>{});
@@ -211,7 +211,7 @@ RADAM_INLINE void visit_flags(const ScheduledStep& step, F f) noexcept {
 
 // Calls f(Form<...>{}) for the form of the law that a step takes.
 template <class F>
-RADAM_INLINE void visit_form(const ScheduledStep& step, F f) noexcept {
+RADAM_HOST_INLINE void visit_form(const ScheduledStep& step, F f) noexcept {
     switch (step.mode) {
         case Mode::rectified: return detail::visit_flags<Mode::rectified>(step, f);
         case Mode::momentum: return detail::visit_flags<Mode::momentum>(step, f);

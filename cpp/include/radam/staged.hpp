@@ -6,6 +6,8 @@
 
 #include "blocks.hpp"
 
+RADAM_LOOPS_BEGIN
+
 namespace radam {
 
 namespace detail {
@@ -195,21 +197,21 @@ class Decoded {
 public:
     using V = Float<Isa>;
 
-    RADAM_INLINE Decoded(const char* codes, const float* scale, float* held) noexcept
+    RADAM_HOST_INLINE Decoded(const char* codes, const float* scale, float* held) noexcept
         : codes_(codes), held_(held), most_(0u) {
         const float unit = codes == nullptr ? 0.0f : Code::unit(isa::portable::get(scale));
         unit_ = V(unit);
         unit_lift_ = V(-Code::lift * unit);
     }
-    RADAM_INLINE V load(std::int64_t k) const noexcept {
+    RADAM_HOST_INLINE V load(std::int64_t k) const noexcept {
         const auto code = load_bits<Isa, std::uint8_t>(codes_, k);
         return is_signed ? decode_signed(code, unit_, unit_lift_) : decode_square(code, unit_, unit_lift_);
     }
-    RADAM_INLINE void hold(std::int64_t k, const V& x) noexcept {
+    RADAM_HOST_INLINE void hold(std::int64_t k, const V& x) noexcept {
         store<Isa>(held_ + k, x);
         most_ = greater(most_, is_signed ? magnitude_bits(x) : bits_of(x));
     }
-    RADAM_INLINE std::uint32_t most() const noexcept {
+    RADAM_HOST_INLINE std::uint32_t most() const noexcept {
         std::uint32_t lane[lanes<Isa, float>()], most = 0;
         Isa::store(lane, most_.x);
         for (const std::uint32_t bits : lane) most = greater(most, bits);
@@ -253,7 +255,7 @@ struct ToCode {
     const float* held = nullptr;
     float inverse = 0.0f;
 
-    RADAM_INLINE void encode(std::int64_t k, const BitVector<Isa>& fraction) const noexcept {
+    RADAM_HOST_INLINE void encode(std::int64_t k, const BitVector<Isa>& fraction) const noexcept {
         const Float<Isa> x = load<Isa>(held + k), by(inverse);
         store_bits<Isa, std::uint8_t>(
             codes, k,
@@ -267,7 +269,7 @@ struct AllToCode {
     ToCode<Isa, SquareCode> v, v_max;
     std::uint32_t word = 0;
 
-    RADAM_INLINE void encode(std::int64_t k, const Fractions<Isa>& random) const noexcept {
+    RADAM_HOST_INLINE void encode(std::int64_t k, const Fractions<Isa>& random) const noexcept {
         const BitVector<Isa> fraction = random.at(k, word);
         m.encode(k, fraction);
         v.encode(k, fraction);
@@ -287,8 +289,9 @@ void sweep_coded_form(const Tile& tile) noexcept {
     std::memset(&held[1], 0, sizeof held[1]);
     char nowhere[block];
     AllToCode<Isa, F::amsgrad> before;
-    before.m = {nowhere, held[1].m, 0.0f};
-    before.v = before.v_max = {nowhere, held[1].v, 0.0f};
+    before.m.codes = before.v.codes = before.v_max.codes = nowhere;
+    before.m.held = held[1].m;
+    before.v.held = before.v_max.held = held[1].v;
     int turn = 0;
     for (std::int64_t i = tile.begin; i < tile.end; i += block, turn ^= 1) {
         const Computed<float> at = stage.decode(i, tile.end - i < block ? tile.end - i : block);
@@ -377,3 +380,5 @@ void limit_staged(const Tile& tile) noexcept {
 }
 
 }  // namespace radam
+
+RADAM_LOOPS_END

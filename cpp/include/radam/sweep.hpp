@@ -3,6 +3,9 @@
 
 #include "norm.hpp"
 #include "staged.hpp"
+#include "tiles.hpp"
+
+RADAM_LOOPS_BEGIN
 
 namespace radam {
 
@@ -16,7 +19,7 @@ struct Streams {
     const Grad* g;
     T *m, *v, *v_max;
 
-    RADAM_INLINE explicit Streams(const Slot& slot) noexcept
+    RADAM_HOST_INLINE explicit Streams(const Slot& slot) noexcept
         : p(static_cast<Param*>(slot.param)),
           g(static_cast<const Grad*>(slot.grad)),
           m(static_cast<T*>(slot.exp_avg)),
@@ -24,7 +27,7 @@ struct Streams {
           v_max(static_cast<T*>(slot.max_exp_avg_sq)) {}
 
     template <bool amsgrad>
-    RADAM_INLINE void prefetch(std::int64_t i) const noexcept {
+    RADAM_HOST_INLINE void prefetch(std::int64_t i) const noexcept {
         radam::prefetch(p + i);
         radam::prefetch(g + i);
         radam::prefetch(m + i);
@@ -39,22 +42,22 @@ constexpr std::int64_t step_ahead = 1024, limit_ahead = 512;
 
 struct Whole {
     template <class Isa, class Storage>
-    RADAM_INLINE static Vector<Isa, Compute<Storage>> load(const Storage* from, std::int64_t) noexcept {
+    RADAM_HOST_INLINE static Vector<Isa, Compute<Storage>> load(const Storage* from, std::int64_t) noexcept {
         return radam::load<Isa>(from);
     }
     template <class Isa, class Storage>
-    RADAM_INLINE static void store(Storage* to, const Vector<Isa, Compute<Storage>>& x, std::int64_t) noexcept {
+    RADAM_HOST_INLINE static void store(Storage* to, const Vector<Isa, Compute<Storage>>& x, std::int64_t) noexcept {
         radam::store<Isa>(to, x);
     }
 };
 
 struct Partial {
     template <class Isa, class Storage>
-    RADAM_INLINE static Vector<Isa, Compute<Storage>> load(const Storage* from, std::int64_t n) noexcept {
+    RADAM_HOST_INLINE static Vector<Isa, Compute<Storage>> load(const Storage* from, std::int64_t n) noexcept {
         return load_partial<Isa>(from, n);
     }
     template <class Isa, class Storage>
-    RADAM_INLINE static void store(Storage* to, const Vector<Isa, Compute<Storage>>& x, std::int64_t n) noexcept {
+    RADAM_HOST_INLINE static void store(Storage* to, const Vector<Isa, Compute<Storage>>& x, std::int64_t n) noexcept {
         store_partial<Isa>(to, x, n);
     }
 };
@@ -62,7 +65,7 @@ struct Partial {
 // Calls f(Whole{}, i, lanes) for every whole vector of a tile and f(Partial{}, i, rest) for what is left;
 // and prefetch(k) for the elements k of the tile that are `ahead` elements further on.
 template <class Isa, class T, class P, class F>
-RADAM_INLINE void for_each_vector(const Tile& tile, std::int64_t ahead, P prefetch, F f) noexcept {
+RADAM_HOST_INLINE void for_each_vector(const Tile& tile, std::int64_t ahead, P prefetch, F f) noexcept {
     constexpr std::int64_t width = lanes<Isa, T>();
     const std::int64_t end = tile.end, whole_end = tile.begin + (end - tile.begin) / width * width;
     if constexpr (width == 1) {
@@ -110,37 +113,46 @@ void sweep_form(const Tile& tile) noexcept {
 
 }  // namespace detail
 
+// One step of the law over a tile that is not staged, of two types.
+template <class Isa, class Param, class Grad>
+void sweep_pair(const Tile& tile) noexcept {
+    visit_form(*tile.slot->step,
+               [&](auto form) noexcept { detail::sweep_form<Isa, decltype(form), Param, Grad>(tile); });
+}
+
 // One step of the law over a tile.
 template <class Isa>
 void sweep(const Tile& tile) noexcept {
     if (is_staged(*tile.slot)) return sweep_staged<Isa>(tile);
     visit_pair(tile.slot->param_dtype, tile.slot->grad_dtype, [&](auto p, auto g) noexcept {
-        using Param = typename decltype(p)::type;
-        using Grad = typename decltype(g)::type;
-        visit_form(*tile.slot->step,
-                   [&](auto form) noexcept { detail::sweep_form<Isa, decltype(form), Param, Grad>(tile); });
+        sweep_pair<Isa, typename decltype(p)::type, typename decltype(g)::type>(tile);
     });
 }
 
 // True when every gradient of a tile is finite: 0 * g is NaN for inf and NaN, and one NaN makes a sum NaN.
+template <class Isa, class Grad>
+bool sweep_finite_of(const Tile& tile) noexcept {
+    using T = Compute<Grad>;
+    using V = Vector<Isa, T>;
+    const Grad* grad = static_cast<const Grad*>(tile.slot->grad);
+    const V zero(T(0));
+    V sum(T(0));
+    const auto none = [](std::int64_t) noexcept {};  // one stream: the processor sees to it
+    detail::for_each_vector<Isa, T>(tile, 0, none, [&](auto extent, std::int64_t i, std::int64_t n) noexcept {
+        sum = fma(zero, V(decltype(extent)::template load<Isa>(grad + i, n)), sum);
+    });
+    T lane[lanes<Isa, T>()];
+    store<Isa>(lane, sum);
+    bool finite = true;
+    for (const T x : lane) finite &= x == T(0);
+    return finite;
+}
+
 template <class Isa>
 bool sweep_finite(const Tile& tile) noexcept {
     bool finite = true;
-    visit_pair(tile.slot->param_dtype, tile.slot->grad_dtype, [&](auto p, auto g) noexcept {
-        using T = Compute<typename decltype(p)::type>;
-        using Grad = typename decltype(g)::type;
-        using V = Vector<Isa, T>;
-        const Grad* grad = static_cast<const Grad*>(tile.slot->grad);
-        const V zero(T(0));
-        V sum(T(0));
-        const auto none = [](std::int64_t) noexcept {};  // one stream: the processor sees to it
-        detail::for_each_vector<Isa, T>(tile, 0, none, [&](auto extent, std::int64_t i, std::int64_t n) noexcept {
-            sum = fma(zero, V(decltype(extent)::template load<Isa>(grad + i, n)), sum);
-        });
-        T lane[lanes<Isa, T>()];
-        store<Isa>(lane, sum);
-        for (const T x : lane) finite &= x == T(0);
-    });
+    visit_float(tile.slot->grad_dtype,
+                [&](auto g) noexcept { finite = sweep_finite_of<Isa, typename decltype(g)::type>(tile); });
     return finite;
 }
 
@@ -148,7 +160,7 @@ namespace detail {
 
 // Adds the squares of a whole row, one element for each accumulator.
 template <class Isa, class Grad>
-RADAM_INLINE void add_row(const Grad* from, double* sums) noexcept {
+RADAM_HOST_INLINE void add_row(const Grad* from, double* sums) noexcept {
     if constexpr (std::is_same_v<Grad, double>) {
         for (int i = 0; i < norm_accumulators; ++i) {
             const double x = isa::portable::get(from + i);
@@ -191,41 +203,74 @@ void add_rows(const Grad* from, std::int64_t n, double* sums) noexcept {
 }  // namespace detail
 
 // The sums of the chunks of a tile that begins at one: *sums is that of its first.
+template <class Isa, class Grad>
+void sweep_squares_of(const Tile& tile, double* sums) noexcept {
+    const Grad* const grad = static_cast<const Grad*>(tile.slot->grad);
+    for (std::int64_t i = tile.begin; i < tile.end; i += norm_chunk) {
+        double added[norm_accumulators] = {};
+        detail::add_rows<Isa>(grad + i, tile.end - i < norm_chunk ? tile.end - i : norm_chunk, added);
+        *sums++ = add_halves(added);
+    }
+}
+
 template <class Isa>
 void sweep_squares(const Tile& tile, double* sums) noexcept {
-    visit_pair(tile.slot->param_dtype, tile.slot->grad_dtype, [&](auto, auto g) noexcept {
-        using Grad = typename decltype(g)::type;
-        const Grad* const grad = static_cast<const Grad*>(tile.slot->grad);
-        double* to = sums;
-        for (std::int64_t i = tile.begin; i < tile.end; i += norm_chunk) {
-            double added[norm_accumulators] = {};
-            detail::add_rows<Isa>(grad + i, tile.end - i < norm_chunk ? tile.end - i : norm_chunk, added);
-            *to++ = add_halves(added);
-        }
-    });
+    visit_float(tile.slot->grad_dtype,
+                [&](auto g) noexcept { sweep_squares_of<Isa, typename decltype(g)::type>(tile, sums); });
 }
 
 // The limit that a step is measured against: the same streams read and written, nothing computed.
+template <class Isa, class Param, class Grad>
+void sweep_limit_pair(const Tile& tile) noexcept {
+    using T = Compute<Param>;
+    const detail::Streams<Param, Grad> s(*tile.slot);
+    const auto prefetch = [&](std::int64_t i) noexcept { s.template prefetch<false>(i); };
+    constexpr std::int64_t ahead = detail::limit_ahead / static_cast<std::int64_t>(sizeof(T));
+    detail::for_each_vector<Isa, T>(tile, ahead, prefetch, [&](auto extent, std::int64_t i, std::int64_t n) noexcept {
+        using Extent = decltype(extent);
+        const auto p_i = Extent::template load<Isa>(s.p + i, n), g_i = Extent::template load<Isa>(s.g + i, n);
+        const auto m_i = Extent::template load<Isa>(s.m + i, n), v_i = Extent::template load<Isa>(s.v + i, n);
+        Extent::template store<Isa>(s.p + i, g_i, n);
+        Extent::template store<Isa>(s.m + i, v_i, n);
+        Extent::template store<Isa>(s.v + i, p_i + m_i, n);  // one sum, so that all four loads count
+    });
+}
+
 template <class Isa>
 void sweep_limit(const Tile& tile) noexcept {
     if (is_staged(*tile.slot)) return limit_staged<Isa>(tile);
     visit_pair(tile.slot->param_dtype, tile.slot->grad_dtype, [&](auto p, auto g) noexcept {
-        using Param = typename decltype(p)::type;
-        using Grad = typename decltype(g)::type;
-        using T = Compute<Param>;
-        const detail::Streams<Param, Grad> s(*tile.slot);
-        const auto prefetch = [&](std::int64_t i) noexcept { s.template prefetch<false>(i); };
-        constexpr std::int64_t ahead = detail::limit_ahead / static_cast<std::int64_t>(sizeof(T));
-        detail::for_each_vector<Isa, T>(
-            tile, ahead, prefetch, [&](auto extent, std::int64_t i, std::int64_t n) noexcept {
-                using Extent = decltype(extent);
-                const auto p_i = Extent::template load<Isa>(s.p + i, n), g_i = Extent::template load<Isa>(s.g + i, n);
-                const auto m_i = Extent::template load<Isa>(s.m + i, n), v_i = Extent::template load<Isa>(s.v + i, n);
-                Extent::template store<Isa>(s.p + i, g_i, n);
-                Extent::template store<Isa>(s.m + i, v_i, n);
-                Extent::template store<Isa>(s.v + i, p_i + m_i, n);  // one sum, so that all four loads count
-            });
+        sweep_limit_pair<Isa, typename decltype(p)::type, typename decltype(g)::type>(tile);
     });
 }
 
+// Loops compiled where they are used, for the processor that this file is compiled for: only those that somebody asks
+// for. Dispatched (dispatch.hpp) has the same face.
+template <class Isa = isa::native>
+struct HeaderOnly {
+    // For slots of two types that are not staged.
+    template <class Param, class Grad>
+    static const Sweeps& of_pair() noexcept {
+        static constexpr Sweeps sweeps{sweep_pair<Isa, Param, Grad>, sweep_finite_of<Isa, Grad>,
+                                       sweep_squares_of<Isa, Grad>, sweep_limit_pair<Isa, Param, Grad>};
+        return sweeps;
+    }
+
+    // For any slot.
+    static const Sweeps& of_any() noexcept {
+        static constexpr Sweeps sweeps{sweep<Isa>, sweep_finite<Isa>, sweep_squares<Isa>, sweep_limit<Isa>};
+        return sweeps;
+    }
+
+    // For slots that are staged.
+    static const Sweeps& staged() noexcept {
+        static constexpr Sweeps sweeps{sweep_staged<Isa>, sweep_finite<Isa>, sweep_squares<Isa>, limit_staged<Isa>};
+        return sweeps;
+    }
+
+    static Executor executor() { return {}; }
+};
+
 }  // namespace radam
+
+RADAM_LOOPS_END

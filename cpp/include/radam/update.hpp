@@ -8,12 +8,19 @@
 #error "radam gives the same bits everywhere, which -ffast-math would break: compile this file without it"
 #endif
 
+// RADAM_INLINE is for what GPU threads may call too.
+#if defined(_MSC_VER) && !defined(__clang__)
+#define RADAM_HOST_INLINE __forceinline
+#else
+#define RADAM_HOST_INLINE inline __attribute__((always_inline))
+#endif
 #if defined(__CUDACC__)
 #define RADAM_INLINE __host__ __device__ __forceinline__
-#elif defined(_MSC_VER) && !defined(__clang__)
-#define RADAM_INLINE __forceinline
+// The next function calls what it is given: on a GPU only what may be called there.
+#define RADAM_CALLS_BACK _Pragma("nv_exec_check_disable")
 #else
-#define RADAM_INLINE inline __attribute__((always_inline))
+#define RADAM_INLINE RADAM_HOST_INLINE
+#define RADAM_CALLS_BACK
 #endif
 
 namespace radam {
