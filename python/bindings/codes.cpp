@@ -3,7 +3,6 @@
 #include <radam/codec.hpp>
 #include <radam/float_mode.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -44,42 +43,15 @@ public:
 
     void encode() const {
         const DefaultFloatMode mode;
-        for_each_block([&](float* values, std::uint8_t* codes, float* scale, std::int64_t n) {
-            std::uint32_t most = 0;
-            for (std::int64_t i = 0; i < n; ++i)
-                if (!is_lost(values[i], 0.0f)) most = greater(most, magnitude_bits(values[i]));
-            *scale = scale_of(most);
-            const float inverse = squared_ ? SquareCode::inverse(*scale) : SignedCode::inverse(*scale);
-            for (std::int64_t i = 0; i < n; ++i)
-                codes[i] = static_cast<std::uint8_t>(squared_ ? encode_square(values[i], inverse, half_code)
-                                                     : is_lost(values[i], 0.0f)
-                                                         ? 0u
-                                                         : encode_signed(values[i], inverse, half_code));
-        });
+        radam::encode_blocks(values_, size_, squared_, codes_, scales_);
     }
 
     void decode() const {
         const DefaultFloatMode mode;
-        for_each_block([&](float* values, std::uint8_t* codes, const float* scale, std::int64_t n) {
-            const float unit = squared_ ? SquareCode::unit(*scale) : SignedCode::unit(*scale);
-            for (std::int64_t i = 0; i < n; ++i) {
-                const std::uint32_t code = codes[i];
-                values[i] =
-                    squared_ ? decode_square(code, unit, -2.0f * unit) : decode_signed(code, unit, -2.0f * unit);
-                // Exactly: so that, encoded again, it gives this scale.
-                if ((squared_ ? code : code & 0x7fu) == (squared_ ? SquareCode::last : SignedCode::last))
-                    values[i] = squared_ || (code & 0x80u) == 0 ? *scale : -*scale;
-            }
-        });
+        radam::decode_blocks(codes_, scales_, size_, squared_, values_);
     }
 
 private:
-    template <class F>
-    void for_each_block(F f) const {
-        for (std::int64_t i = 0; i < size_; i += block_size)
-            f(values_ + i, codes_ + i, scales_ + i / block_size, std::min(block_size, size_ - i));
-    }
-
     Imports imports_;
     std::int64_t size_ = 0;
     bool squared_ = false;

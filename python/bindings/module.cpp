@@ -2,6 +2,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <radam/conventions.hpp>
 #include <radam/dispatch.hpp>
 #include <radam/float_mode.hpp>
 
@@ -87,6 +88,31 @@ std::optional<double> rectification(const Hyperparameters& h, std::int64_t t) {
     const double rho = radam::rho(radam::power_sums(checked(h).beta2, checked_step(t)));
     if (!radam::is_rectified(h, rho)) return std::nullopt;
     return radam::rectification(rho, radam::rho_infinity(h.beta2));
+}
+
+// The table, each as the arguments of Python's Convention.
+nb::list conventions() {
+    const char* warmups[] = {"momentum", "moments_only"};
+    const char* places[] = {"sqrt_v", "sqrt_v_hat"};
+    const char* decays[] = {"", "coupled", "decoupled"};
+    nb::list all;
+    for (const radam::Convention& c : radam::conventions) {
+        nb::list decay;
+        if (c.decay != radam::Decay::none) decay.append(decays[static_cast<int>(c.decay)]);
+        if (c.other_decay) decay.append(decays[c.decay == radam::Decay::coupled ? 2 : 1]);
+        nb::dict d;
+        d["name"] = c.name;
+        d["threshold"] = c.threshold;
+        d["rectify_at_threshold"] = c.rectify_at_threshold;
+        d["warmup"] = warmups[static_cast<int>(c.warmup)];
+        d["eps_on"] = places[static_cast<int>(c.eps_on)];
+        d["decay"] = nb::tuple(decay);
+        d["eps"] = c.eps;
+        d["eps_root"] = c.eps_root;
+        d["nesterov"] = c.nesterov;
+        all.append(d);
+    }
+    return all;
 }
 
 nb::capsule capsule(radam::python::xla::Handler* handler) { return nb::capsule(reinterpret_cast<void*>(handler)); }
@@ -198,6 +224,8 @@ NB_MODULE(_core, m) {
                   "-> tuple[str, tuple[int, ...], tuple[int, ...]]"),
           "(dtype name, shape, dimensions in memory order) of an array.");
 
+    m.def("conventions", &conventions, nb::sig("def conventions() -> list[dict[str, typing.Any]]"),
+          "The conventions in the wild, each as a dict of what radam.Convention takes.");
     m.def("coefficients", &coefficients, "hyperparameters"_a, "t"_a, "dtype"_a = "float32",
           nb::sig("def coefficients(hyperparameters: Hyperparameters, t: int, dtype: str = 'float32') "
                   "-> dict[str, float | str]"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from ._step import Hyperparameters, rectification_of, rho_infinity
+from ._step import Hyperparameters, conventions, rectification_of, rho_infinity
 
 Decay = Literal["coupled", "decoupled"]
 
@@ -123,19 +123,7 @@ class Convention:
 
 
 CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
-    {
-        c.name: c
-        for c in (
-            Convention("torch"),
-            Convention("paddle", decay=("coupled",)),
-            Convention("mindspore", decay=("coupled",)),
-            Convention("lucid"),
-            Convention("lucid_docs", threshold=4.0, eps_on="sqrt_v_hat", decay=("coupled",)),
-            Convention("author", rectify_at_threshold=True, warmup="moments_only", decay=("decoupled",)),
-            Convention("optax", rectify_at_threshold=True, eps_on="sqrt_v_hat", decay=()),
-            Convention("tfa", rectify_at_threshold=True, eps_on="sqrt_v_hat", decay=("decoupled",), eps=1e-7),
-        )
-    }
+    {entry["name"]: Convention(**entry) for entry in conventions()}
 )
 """The conventions by name: torch, paddle, mindspore, lucid, lucid_docs, author, optax, tfa."""
 

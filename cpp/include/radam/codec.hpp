@@ -168,4 +168,38 @@ RADAM_INLINE float join_fp16(fp16 param, float master) noexcept {
     return to_fp16(master).bits == param.bits ? master : to_float(param);
 }
 
+// ---- whole arrays on the host, rounded to nearest: for states that are saved or loaded
+
+// values: fp32; codes: of m (int8) or, if squared, of v (uint8); scales: blocks_of(size) of them.
+inline void encode_blocks(const float* values, std::int64_t size, bool squared, std::uint8_t* codes,
+                          float* scales) noexcept {
+    for (std::int64_t first = 0; first < size; first += block_size) {
+        const std::int64_t last = size - first < block_size ? size : first + block_size;
+        std::uint32_t most = 0;
+        for (std::int64_t i = first; i < last; ++i)
+            if (!is_lost(values[i], 0.0f)) most = greater(most, magnitude_bits(values[i]));
+        const float scale = scale_of(most);
+        scales[first / block_size] = scale;
+        const float inverse = squared ? SquareCode::inverse(scale) : SignedCode::inverse(scale);
+        for (std::int64_t i = first; i < last; ++i)
+            codes[i] =
+                static_cast<std::uint8_t>(squared                    ? encode_square(values[i], inverse, half_code)
+                                          : is_lost(values[i], 0.0f) ? 0u
+                                                                     : encode_signed(values[i], inverse, half_code));
+    }
+}
+
+// The way back; encoded again, the values give the same codes and scales.
+inline void decode_blocks(const std::uint8_t* codes, const float* scales, std::int64_t size, bool squared,
+                          float* values) noexcept {
+    for (std::int64_t i = 0; i < size; ++i) {
+        const float scale = scales[i / block_size];
+        const float unit = squared ? SquareCode::unit(scale) : SignedCode::unit(scale);
+        const std::uint32_t code = codes[i];
+        values[i] = squared ? decode_square(code, unit, -2.0f * unit) : decode_signed(code, unit, -2.0f * unit);
+        if ((squared ? code : code & 0x7fu) == (squared ? SquareCode::last : SignedCode::last))  // the scale, exactly
+            values[i] = squared || (code & 0x80u) == 0 ? scale : -scale;
+    }
+}
+
 }  // namespace radam
