@@ -6,7 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "slot.hpp"
+#include "optimizer.hpp"
+#include "tiles.hpp"
 
 namespace radam {
 
@@ -24,20 +25,31 @@ void set_isa(const std::string& name);
 int num_threads();
 void set_num_threads(int count);
 
-// Steps all slots. Their buffers must not overlap, but for gradients that are only read. Call current_isa() and
-// num_threads() once before the first step: they read, and refuse, the environment.
+// The loops in use, for any slot, and the library's own pool of num_threads() threads. Both read, and refuse, the
+// environment as the functions above do; afterwards the loops follow set_isa.
+const Sweeps& dispatched_sweeps();
+Executor dispatched_executor();
+
+// The functions of tiles.hpp with these loops and this pool. Call current_isa() and num_threads() once before the first
+// step: they read, and refuse, the environment.
 void step(const Slot* slots, std::size_t count) noexcept;
-
-// The index of the first slot whose gradient holds an inf or a NaN; count where all are finite.
 std::size_t first_nonfinite(const Slot* slots, std::size_t count) noexcept;
-
-// The sum of squares of each slot's gradient, as norm.hpp adds them. chunks: room for square_chunks(slots, count)
-// numbers.
-std::size_t square_chunks(const Slot* slots, std::size_t count) noexcept;
 void sums_of_squares(const Slot* slots, std::size_t count, double* chunks, double* sums) noexcept;
-
-// Reads and writes what step does and computes nothing: the limit that benchmarks compare with.
-// Moves the contents of the buffers about; slots need a step for their form.
 void limit(const Slot* slots, std::size_t count) noexcept;
+
+// For optimizers: as HeaderOnly (sweep.hpp), but compiled once, in the library.
+struct Dispatched {
+    template <class Param, class Grad>
+    static const Sweeps& of_pair() {
+        return dispatched_sweeps();
+    }
+    static const Sweeps& of_any() { return dispatched_sweeps(); }
+    static const Sweeps& staged() { return dispatched_sweeps(); }
+    static Executor executor() { return dispatched_executor(); }
+};
+
+namespace dispatched {
+using Optimizer = BasicOptimizer<Dispatched>;
+}  // namespace dispatched
 
 }  // namespace radam
