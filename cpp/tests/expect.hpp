@@ -1,14 +1,18 @@
-// What these test programs need of a framework: a check that says where it failed, and an exit status.
+// What these test programs, C++ and C, need of a framework: a check that says where it failed, and an exit status.
 #pragma once
 
-#include <cstdio>
+#include <stdio.h>
 
+#ifdef __cplusplus
 inline int failures = 0;
+#else
+static int failures = 0;
+#endif
 
-#define EXPECT(condition)                                                        \
-    do {                                                                         \
-        if (!(condition)) {                                                      \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            ++failures;                                                          \
-        }                                                                        \
-    } while (false)
+#define EXPECT(condition)                                                   \
+    do {                                                                    \
+        if (!(condition)) {                                                 \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            ++failures;                                                     \
+        }                                                                   \
+    } while (0)
