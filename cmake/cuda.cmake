@@ -1,8 +1,14 @@
 # Decides whether the CUDA library is built. Sets RADAM_CUDA_REASON, in words that a user reads: why it is not, or
 # nothing where it is.
 
-set(RADAM_CUDA AUTO CACHE STRING "Build the CUDA library: ON, OFF, or AUTO: where nvcc 13.0 or newer can")
-set_property(CACHE RADAM_CUDA PROPERTY STRINGS AUTO ON OFF)
+if(NOT DEFINED RADAM_CUDA)
+  set(radam_cuda OFF)  # a project around this one asks for it, or does without
+  if(radam_top_level AND RADAM_DISPATCH)
+    set(radam_cuda AUTO)
+  endif()
+  set(RADAM_CUDA ${radam_cuda} CACHE STRING "Build the CUDA library: ON, OFF, or AUTO: where nvcc 13.0 or newer can")
+  set_property(CACHE RADAM_CUDA PROPERTY STRINGS AUTO ON OFF)
+endif()
 if(NOT RADAM_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "radam: RADAM_CUDA is '${RADAM_CUDA}', and must be AUTO, ON or OFF")
 endif()

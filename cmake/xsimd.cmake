@@ -1,61 +1,81 @@
-# Finds xsimd 14.1 or newer and sets RADAM_XSIMD_INCLUDE_DIR: as given, as a CMake package, inside the PyPI package
-# pythran (a build requirement of the wheel), or fetched.
+# Finds xsimd 14.1 or newer, for the build of radam and, installed with it, for find_package(radam COMPONENTS xsimd).
 
-function(radam_xsimd_version dir out)
-  set(version "")
+# Sets version to that of the headers in dir, or to nothing.
+function(radam_xsimd_version dir version)
+  set(found "")
   if(EXISTS "${dir}/xsimd/config/xsimd_config.hpp")
     file(STRINGS "${dir}/xsimd/config/xsimd_config.hpp" lines REGEX "#define XSIMD_VERSION_(MAJOR|MINOR|PATCH) +[0-9]+")
     string(REGEX REPLACE "[^0-9;]*([0-9]+)" "\\1" lines "${lines}")
-    string(REPLACE ";" "." version "${lines}")
+    string(REPLACE ";" "." found "${lines}")
   endif()
-  set(${out} "${version}" PARENT_SCOPE)
+  set(${version} "${found}" PARENT_SCOPE)
 endfunction()
 
-function(radam_find_xsimd)
-  if(RADAM_XSIMD_INCLUDE_DIR)
-    set(candidates "${RADAM_XSIMD_INCLUDE_DIR}")
-  else()
-    set(candidates "")
-    find_package(xsimd QUIET CONFIG)  # any version: Debian's is too old and is passed over below
-    if(xsimd_FOUND)
-      get_target_property(dirs xsimd INTERFACE_INCLUDE_DIRECTORIES)
-      list(APPEND candidates ${dirs})
+# Sets dirs to the include folders of the target or package xsimd: of any version, since Debian's is too old.
+function(radam_xsimd_package dirs)
+  set(${dirs} "" PARENT_SCOPE)
+  if(NOT TARGET xsimd)
+    find_package(xsimd QUIET CONFIG)
+  endif()
+  if(TARGET xsimd)
+    get_target_property(found xsimd INTERFACE_INCLUDE_DIRECTORIES)
+    string(REGEX REPLACE "\\$<BUILD_INTERFACE:([^>]*)>" "\\1" found "${found}")
+    string(GENEX_STRIP "${found}" found)
+    set(${dirs} "${found}" PARENT_SCOPE)
+  endif()
+endfunction()
+
+# Sets dirs to the Python package pythran, which has xsimd's headers in it and is a build requirement of the wheel.
+function(radam_xsimd_in_pythran dirs)
+  set(pythons "${Python_EXECUTABLE}" "${Python3_EXECUTABLE}")
+  if(pythons STREQUAL ";")  # no find_package: the search of a project around this one is its own
+    find_program(radam_python NAMES python3 python NAMES_PER_DIR)
+    set(pythons "${radam_python}")
+    unset(radam_python CACHE)
+  endif()
+  set(found "")
+  foreach(python IN LISTS pythons)
+    if(python)
+      execute_process(
+        COMMAND "${python}" -c "import importlib.util as u; s = u.find_spec('pythran'); print(s.submodule_search_locations[0] if s else '')"
+        OUTPUT_VARIABLE pythran OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+      list(APPEND found ${pythran})
     endif()
-    find_package(Python3 QUIET COMPONENTS Interpreter)
-    foreach(python "${Python_EXECUTABLE}" "${Python3_EXECUTABLE}")
-      if(python)
-        execute_process(
-          COMMAND "${python}" -c "import importlib.util as u; s = u.find_spec('pythran'); print(s.submodule_search_locations[0] if s else '')"
-          OUTPUT_VARIABLE pythran OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
-        list(APPEND candidates ${pythran})
+  endforeach()
+  set(${dirs} "${found}" PARENT_SCOPE)
+endfunction()
+
+# Sets dir to the folder that holds xsimd/xsimd.hpp: RADAM_XSIMD_INCLUDE_DIR, or where it is empty the first that will
+# do. Where there is none, dir becomes empty, and why says so in a sentence.
+function(radam_find_xsimd dir why)
+  set(seen "")
+  set(searches package in_pythran)
+  if(RADAM_XSIMD_INCLUDE_DIR)
+    set(searches given)
+    set(candidates "${RADAM_XSIMD_INCLUDE_DIR}")
+  endif()
+  foreach(search IN LISTS searches)
+    if(search STREQUAL "package")
+      radam_xsimd_package(candidates)
+    elseif(search STREQUAL "in_pythran")
+      radam_xsimd_in_pythran(candidates)
+    endif()
+    foreach(candidate IN LISTS candidates)
+      file(TO_CMAKE_PATH "${candidate}" candidate)
+      radam_xsimd_version("${candidate}" version)
+      if(version AND NOT version VERSION_LESS 14.1)
+        set(${dir} "${candidate}" PARENT_SCOPE)
+        set(${why} "" PARENT_SCOPE)
+        return()
+      elseif(version)
+        string(APPEND seen " (${version} in ${candidate} is too old)")
       endif()
     endforeach()
-  endif()
-
-  set(seen "")
-  foreach(dir IN LISTS candidates)
-    file(TO_CMAKE_PATH "${dir}" dir)
-    radam_xsimd_version("${dir}" version)
-    if(version AND NOT version VERSION_LESS 14.1)
-      message(STATUS "radam: xsimd ${version} in ${dir}")
-      set(RADAM_XSIMD_INCLUDE_DIR "${dir}" CACHE PATH "" FORCE)
-      return()
-    endif()
-    string(APPEND seen "\n  ${dir}: ${version}")
   endforeach()
+  set(${dir} "" PARENT_SCOPE)
   if(RADAM_XSIMD_INCLUDE_DIR)
-    message(FATAL_ERROR "RADAM_XSIMD_INCLUDE_DIR holds no xsimd 14.1 or newer:${seen}")
+    set(${why} "RADAM_XSIMD_INCLUDE_DIR is ${RADAM_XSIMD_INCLUDE_DIR}, which holds no xsimd 14.1 or newer${seen}" PARENT_SCOPE)
+  else()
+    set(${why} "no xsimd 14.1 or newer was found${seen}" PARENT_SCOPE)
   endif()
-
-  include(FetchContent)
-  FetchContent_Declare(xsimd_source
-    URL https://github.com/xtensor-stack/xsimd/archive/refs/tags/14.1.0.tar.gz
-    URL_HASH SHA256=8da77b66214e73565f6111ba494322c853552b7b40cff69779b42e2100eed16f
-    SOURCE_SUBDIR headers-only)  # no such folder: its own targets are not wanted
-  FetchContent_MakeAvailable(xsimd_source)
-  set(RADAM_XSIMD_INCLUDE_DIR "${xsimd_source_SOURCE_DIR}/include" CACHE PATH "" FORCE)
 endfunction()
-
-if(RADAM_XSIMD)
-  radam_find_xsimd()
-endif()

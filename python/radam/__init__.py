@@ -8,7 +8,7 @@
 array([0.9, 0.9, 0.9], dtype=float32)
 """
 
-from ._info import __version__, show_config
+from ._info import __version__, get_cmake_dir, get_include, show_config
 from ._step import get_num_threads, isas, set_num_threads
 from .conventions import CONVENTIONS, Convention, rectification
 from .memory import Memory, memory
@@ -21,6 +21,8 @@ __all__ = [
     "Memory",
     "RAdam",
     "__version__",
+    "get_cmake_dir",
+    "get_include",
     "get_num_threads",
     "isas",
     "memory",

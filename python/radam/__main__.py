@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, show_config
+from . import __version__, get_cmake_dir, get_include, show_config
 
 
 class Failure(Exception):
@@ -21,20 +21,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, 1 for a failure, 2 for wrong arguments, 130 after Ctrl-C."""
     parser = command_line()
     arguments = parser.parse_args(argv)
-    if arguments.command is None:
+    if arguments.command is None and arguments.folder is None:
         parser.print_help()
         return 0
+    program = "radam" if arguments.command is None else f"radam {arguments.command}"
     try:
         arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"radam {arguments.command}: stopped by Ctrl-C, nothing was saved", file=sys.stderr)
+        print(f"{program}: stopped by Ctrl-C, nothing was saved", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (head) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Failure, OSError) as failure:
-        print(f"radam {arguments.command}: {failure}", file=sys.stderr)
+        print(f"{program}: {failure}", file=sys.stderr)
         return 1
     return 0
 
@@ -47,6 +48,14 @@ def command_line() -> argparse.ArgumentParser:
         epilog="'python -m radam COMMAND --help' says more about a command.",
     )
     parser.add_argument("--version", action="version", version=f"radam {__version__}")
+    folders = parser.add_mutually_exclusive_group()
+    for option, function, what in (
+        ("--cmakedir", get_cmake_dir, "CMake finds radam in: cmake -Dradam_DIR=$(python -m radam --cmakedir)"),
+        ("--includedir", get_include, "a C++ compiler finds radam/radam.hpp in"),
+    ):
+        what = f"print the folder that {what}"
+        folders.add_argument(option, dest="folder", action="store_const", const=function, help=what)
+    parser.set_defaults(run=run_folder)
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
 
     what = "print the version, the instruction sets, the threads, CUDA and the frameworks found"
@@ -91,6 +100,11 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
     return number
+
+
+def run_folder(arguments: argparse.Namespace) -> None:
+    """Print where something of radam is."""
+    print(arguments.folder())
 
 
 def run_info(arguments: argparse.Namespace) -> None:

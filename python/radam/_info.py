@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 from . import _step
@@ -38,6 +39,40 @@ def _version(framework: str) -> str | None:
         return importlib.metadata.version(_DISTRIBUTIONS.get(framework, framework))
     except importlib.metadata.PackageNotFoundError:
         return "of unknown version"
+
+
+def get_include() -> str:
+    """Return the folder that a C++ compiler finds radam/radam.hpp in.
+
+    Raises FileNotFoundError where this radam was installed without its headers, as in editable mode.
+
+    >>> import os, radam
+    >>> os.path.isfile(os.path.join(radam.get_include(), "radam", "radam.hpp"))
+    True
+    """
+    return _folder_of("radam/radam.hpp", "include")
+
+
+def get_cmake_dir() -> str:
+    """Return the folder that CMake finds radam in: cmake -Dradam_DIR=$(python -m radam --cmakedir).
+
+    In a project that scikit-build-core builds, and that has radam in its build requirements, find_package(radam) finds
+    it by itself. Raises FileNotFoundError where this radam was installed without it, as in editable mode.
+
+    >>> import os, radam
+    >>> os.path.isfile(os.path.join(radam.get_cmake_dir(), "radamConfig.cmake"))
+    True
+    """
+    return _folder_of("radamConfig.cmake", "lib/cmake/radam")
+
+
+def _folder_of(file: str, folder: str) -> str:
+    found = Path(__file__).parent / folder
+    if not (found / file).is_file():
+        raise FileNotFoundError(
+            f"this radam was installed without {found / file}; install it with pip, not as editable"
+        )
+    return str(found)
 
 
 def show_config() -> None:

@@ -1,0 +1,68 @@
+# find_package(radam [COMPONENTS dispatch xsimd c cuda])
+#
+# radam::radam, the headers, is always here and needs nothing. Without COMPONENTS come all compiled libraries that are
+# installed beside it; xsimd, which is not part of radam, comes only to those who ask for it.
+
+cmake_policy(VERSION 3.18...4.1)
+include("${CMAKE_CURRENT_LIST_DIR}/radam-headers.cmake")
+
+set(radam_NOT_FOUND_MESSAGE "")
+set(radam_components_ ${radam_FIND_COMPONENTS})
+if(NOT radam_components_)
+  foreach(radam_component_ dispatch c cuda)
+    if(EXISTS "${CMAKE_CURRENT_LIST_DIR}/radam-${radam_component_}.cmake")
+      list(APPEND radam_components_ ${radam_component_})
+    endif()
+  endforeach()
+endif()
+
+foreach(radam_component_ IN LISTS radam_components_)
+  set(radam_why_ "")
+  if(radam_component_ STREQUAL "xsimd")
+    include("${CMAKE_CURRENT_LIST_DIR}/xsimd.cmake")
+    radam_find_xsimd(radam_xsimd_dir_ radam_why_)
+    if(radam_why_)
+      string(APPEND radam_why_ ". Install one (the package xsimd of conda-forge, vcpkg or Homebrew; pythran 0.19 of PyPI "
+                               "holds one too), or name the folder that holds xsimd/xsimd.hpp: "
+                               "-DRADAM_XSIMD_INCLUDE_DIR=FOLDER. Without xsimd, radam::radam gives the same bits, slower.")
+    elseif(NOT TARGET radam::xsimd)
+      add_library(radam::xsimd INTERFACE IMPORTED)
+      target_link_libraries(radam::xsimd INTERFACE radam::radam)
+      target_compile_definitions(radam::xsimd INTERFACE RADAM_WITH_XSIMD=1)
+      target_include_directories(radam::xsimd SYSTEM INTERFACE "${radam_xsimd_dir_}")
+    endif()
+  elseif(NOT radam_component_ MATCHES "^(dispatch|c|cuda)$")
+    string(CONCAT radam_why_ "radam has no component '${radam_component_}', only dispatch, xsimd, c and cuda; radam::radam, "
+                             "the headers, needs none.")
+  elseif(NOT EXISTS "${CMAKE_CURRENT_LIST_DIR}/radam-${radam_component_}.cmake")
+    string(TOUPPER "${radam_component_}" radam_option_)
+    string(CONCAT radam_why_ "the radam in ${CMAKE_CURRENT_LIST_DIR} has no '${radam_component_}': build and install one "
+                             "from the source with -DRADAM_${radam_option_}=ON, or take the source into your project "
+                             "(add_subdirectory, FetchContent) with that option.")
+  else()
+    if(radam_component_ STREQUAL "dispatch")
+      find_package(Threads QUIET)
+      if(NOT Threads_FOUND)
+        set(radam_why_ "radam::dispatch needs threads, and CMake has found none: enable the language C or CXX before.")
+      endif()
+    endif()
+    if(NOT radam_why_)
+      include("${CMAKE_CURRENT_LIST_DIR}/radam-${radam_component_}.cmake")
+    endif()
+  endif()
+  if(radam_why_)
+    set(radam_${radam_component_}_FOUND FALSE)
+    if(radam_FIND_REQUIRED_${radam_component_})
+      set(radam_FOUND FALSE)
+      string(APPEND radam_NOT_FOUND_MESSAGE "${radam_why_} ")
+    endif()
+  else()
+    set(radam_${radam_component_}_FOUND TRUE)
+  endif()
+endforeach()
+
+unset(radam_components_)
+unset(radam_component_)
+unset(radam_option_)
+unset(radam_why_)
+unset(radam_xsimd_dir_)
