@@ -8,7 +8,9 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["wheel", "lint", "cpp", "tests", "frameworks", "mindspore", "mutants"]
+nox.options.sessions = [
+    *("wheel", "lint", "cpp", "aarch64", "embedding", "tests", "frameworks", "mindspore", "mutants"),
+]
 nox.options.stop_on_first_error = False
 
 DIST = Path("build/dist")
@@ -76,10 +78,9 @@ def lint(session: nox.Session) -> None:
     )
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    folders = [Path("cpp"), Path("python")]
-    sources = [
-        str(path) for folder in folders for kind in ("[hc]pp", "cu", "cuh") for path in folder.rglob(f"*.{kind}")
-    ]
+    folders = [Path(folder) for folder in ("bench", "cpp", "examples", "python", "tests")]
+    kinds = ("[hc]", "[hc]pp", "cu", "cuh")
+    sources = [str(path) for folder in folders for kind in kinds for path in folder.rglob(f"*.{kind}")]
     session.run("clang-format", "--dry-run", "--Werror", *sources)
     session.run("codespell", ".")
     with session.chdir("tests"):  # away from the tree, so that mypy reads the installed package
@@ -95,6 +96,32 @@ def cpp(session: nox.Session) -> None:
     session.run("cmake", "-S", ".", "-B", build, "-G", "Ninja", *settings)
     session.run("cmake", "--build", build)
     session.run("ctest", "--test-dir", build, "--output-on-failure")
+
+
+@nox.session
+def aarch64(session: nox.Session) -> None:
+    """Compile the core and its tests for 64-bit ARM, and run them in an emulator: the same bits."""
+    tools = ("aarch64-linux-gnu-g++", "qemu-aarch64")
+    if missing := [tool for tool in tools if shutil.which(tool) is None]:
+        why = f"NOT TESTED ON ARM: no {' and no '.join(missing)} (Debian: g++-aarch64-linux-gnu, qemu-user)"
+        session.warn(why)
+        session.skip(why)
+    session.install("cmake>=3.26", "ninja", "pythran==0.19.*")
+    build = session.create_tmp()
+    toolchain = Path("cmake/aarch64-linux-gnu.cmake").resolve()
+    settings = (f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", "-DRADAM_TESTS=ON", "-DRADAM_CUDA=OFF")
+    session.run("cmake", "-S", ".", "-B", build, "-G", "Ninja", *settings, "-DCMAKE_CXX_FLAGS_RELEASE=-O2")
+    session.run("cmake", "--build", build)
+    # What is left out says nothing of a processor: the kernels' bodies, and whether each header stands alone.
+    session.run("ctest", "--test-dir", build, "--parallel", "2", "--output-on-failure", "-E", "cuda_|headers_alone")
+
+
+@nox.session
+def embedding(session: nox.Session) -> None:
+    """Build what uses radam from C++, C and LibTorch, each way that it can come by it, beside the installed wheel."""
+    session.install(f"{built_wheel(session)}[test,demo]", "cmake>=3.26", "ninja", "scikit-build-core>=1.0")
+    session.install("--no-deps", "pythran==0.19.*")  # for its xsimd headers alone
+    session.run("pytest", "tests/embedding", *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,206 @@
+"""What docs/cpp.md and the README show beside Python compiles without a warning, runs, and says what is true.
+
+A block of C++ without main is the body of one. Its includes stand above it, after <cassert>, <vector> and
+<radam/radam.hpp>; its line "// compile with: FLAGS" is obeyed. A block of CMake is a project's own part, and its
+trainer.cpp or trainer.c is the page's first program in that language.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import radam
+from building import ROOT, configure, output, tool
+from pages import text_of
+
+PAGE = "docs/cpp.md"
+PAGES = (PAGE, "README.md")
+
+
+class Block(NamedTuple):
+    page: str
+    section: str
+    line: int
+    language: str
+    code: str
+
+    @property
+    def name(self) -> str:
+        return f"{Path(self.page).stem}_{self.line}"
+
+
+def blocks_of(page: str) -> list[Block]:
+    text = text_of(page)
+    section, blocks = "", []
+    for m in re.finditer(r"^## ([^\n]*)$|^```(\w+)\n(.*?)^```$", text, re.M | re.S):
+        section = m[1] or section
+        if m[2]:
+            blocks.append(Block(page, section, text.count("\n", 0, m.start(3)) + 1, m[2], m[3]))
+    return blocks
+
+
+def blocks_in(language: str) -> list[Block]:
+    return [block for page in PAGES for block in blocks_of(page) if block.language == language]
+
+
+def cases(blocks: list[Block]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("block", blocks, ids=[f"{block.page}:{block.line}" for block in blocks])
+
+
+CPP = blocks_in("cpp")
+TORCH = [block for block in CPP if block.section == "LibTorch"]
+PLAIN = [block for block in CPP if block not in TORCH]
+SHELL = [block for block in blocks_in("sh") if block.page == PAGE]  # the README's are about Python
+INCLUDE = re.compile(r"^#include .*$", re.M)
+
+
+def as_program(block: Block, *, then: str = "") -> str:
+    place = f'#line {block.line} "{block.page}"\n'
+    if "int main" in block.code:
+        return place + block.code
+    above = ["#include <cassert>", "#include <vector>", "#include <radam/radam.hpp>", *INCLUDE.findall(block.code)]
+    return "\n".join([*above, "int main() {", f"{place}{INCLUDE.sub('', block.code)}{then}}}", ""])
+
+
+def as_libtorch_program() -> str:
+    """All blocks as one program, since its headers take long: after the first each has an optimizer of its own."""
+    first, *rest = TORCH
+    own = "radam::torch::RAdam optimizer(model->parameters(), radam::torch::RAdamOptions(1e-2));"
+    return as_program(first, then="".join(f'{{\n{own}\n#line {b.line} "{b.page}"\n{b.code}}}\n' for b in rest))
+
+
+def in_project(block: Block, library: str) -> str:
+    """What a block's program takes in CMakeLists.txt."""
+    flags = " ".join(re.findall(r"// compile with: (.*)", block.code))
+    libraries = ["radam::radam", "Threads::Threads", library]
+    if "radam/dispatch.hpp" in block.code:
+        libraries.append("radam::dispatch")
+    if "#pragma omp" in block.code:
+        libraries.append("$<TARGET_NAME_IF_EXISTS:OpenMP::OpenMP_CXX>")
+    return f"""
+add_executable({block.name} {block.name}.cpp)
+target_compile_options({block.name} PRIVATE {flags} -Wall -Wextra -Wpedantic -Wconversion -Wno-unknown-pragmas -Werror)
+target_link_libraries({block.name} PRIVATE {" ".join(libraries)})
+"""
+
+
+def build(programs: dict[Block, str], folder: Path, packages: str, library: str, *settings: str) -> Path:
+    """Compile programs, each named for a block; return the folder they are in."""
+    for block, program in programs.items():
+        (folder / f"{block.name}.cpp").write_text(program, encoding="utf-8")
+    lists = [
+        "cmake_minimum_required(VERSION 3.18...4.1)",
+        "project(page LANGUAGES CXX)",
+        "find_package(Threads REQUIRED)",
+        packages,
+        *(in_project(block, library) for block in programs),
+    ]
+    (folder / "CMakeLists.txt").write_text("\n".join(lists), encoding="utf-8")
+    configure(folder, folder / "build", *settings)
+    output([tool("cmake"), "--build", folder / "build", "--", "-k", "0"])
+    return folder / "build"
+
+
+def torch_prefix() -> str:
+    return str(pytest.importorskip("torch").utils.cmake_prefix_path)
+
+
+@pytest.fixture(scope="module")
+def programs(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    packages = "find_package(radam REQUIRED COMPONENTS dispatch)\nfind_package(OpenMP QUIET)"
+    programs = {block: as_program(block) for block in PLAIN}
+    return build(programs, tmp_path_factory.mktemp("page"), packages, "", f"-DCMAKE_PREFIX_PATH={prefix}")
+
+
+@pytest.fixture
+def project(tmp_path: Path, source_archive: Path) -> Path:
+    """A folder with what the page speaks of: radam's source in two places and as an archive, and a trainer."""
+    folder = tmp_path / "project"
+    (folder / "third_party").mkdir(parents=True)
+    for link in ("radam", "third_party/radam"):
+        (folder / link).symlink_to(ROOT)
+    shutil.copy(source_archive, folder / "radam.tar.gz")
+    (folder / "trainer.cpp").write_text(CPP[0].code, encoding="utf-8")
+    (folder / "trainer.c").write_text(blocks_in("c")[0].code, encoding="utf-8")
+    write_project(folder, blocks_in("cmake")[0])
+    return folder
+
+
+def write_project(folder: Path, block: Block) -> None:
+    project = "" if "project(" in block.code else "project(trainer LANGUAGES CXX)"
+    text = f"cmake_minimum_required(VERSION 3.18...4.1)\n{project}\n{block.code}"
+    (folder / "CMakeLists.txt").write_text(text, encoding="utf-8")
+
+
+def test_no_block_of_the_page_is_in_a_language_that_no_test_reads() -> None:
+    assert {block.language for block in blocks_of(PAGE)} <= {"cpp", "cmake", "sh", "c", "python"}
+    assert text_of(PAGE).count("```") == 2 * len(blocks_of(PAGE))
+    assert len(PLAIN) >= 12
+    assert len(blocks_in("cmake")) >= 5
+
+
+@cases([next(block for block in CPP if block.page == page) for page in PAGES if "```cpp" in text_of(page)])
+def test_the_shortest_program_takes_at_most_8_lines_from_the_include_to_the_step(block: Block) -> None:
+    lines = [line for line in block.code.splitlines() if line.strip()]
+    (begin,) = (i for i, line in enumerate(lines) if line.startswith("#include"))
+    (end,) = (i for i, line in enumerate(lines) if ".step()" in line)
+    assert end - begin + 1 <= 8
+
+
+@cases(PLAIN)
+def test_every_program_of_the_page_runs(block: Block, programs: Path, tmp_path: Path) -> None:
+    output([programs / block.name], cwd=tmp_path)
+
+
+def test_python_goes_on_from_the_file_that_the_page_saves(programs: Path, tmp_path: Path) -> None:
+    (block,) = (block for block in PLAIN if "radam::save(" in block.code)
+    output([programs / block.name], cwd=tmp_path)
+    w = np.ones((3, 2), np.float32)
+    optimizer = radam.RAdam({"weights": w}, lr=0.5)
+    optimizer.load(tmp_path / "optimizer.safetensors")
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert optimizer.state[0]["step"] == 1
+
+
+def test_every_block_of_libtorch_runs(prefix: Path, tmp_path: Path) -> None:
+    assert len(TORCH) >= 4
+    packages = "find_package(radam REQUIRED)\nfind_package(Torch REQUIRED)"
+    where = f"-DCMAKE_PREFIX_PATH={prefix};{torch_prefix()}"
+    programs = build({TORCH[0]: as_libtorch_program()}, tmp_path, packages, "${TORCH_LIBRARIES}", where)
+    output([programs / TORCH[0].name], cwd=tmp_path)
+
+
+@cases(blocks_in("cmake"))
+def test_every_cmake_project_of_the_page_builds_its_trainer(block: Block, project: Path, prefix: Path) -> None:
+    write_project(project, block)
+    is_c = "radam::c)" in block.code  # which the wheel has, and the prefix of these tests has not
+    where = f"-Dradam_DIR={radam.get_cmake_dir()}" if is_c else f"-DCMAKE_PREFIX_PATH={prefix}"
+    if "Torch" in block.code:
+        where += f";{torch_prefix()}"
+    strict = [f"-DCMAKE_{language}_FLAGS=-Wall -Wextra -Wpedantic -Werror" for language in ("C", "CXX")]
+    configure(project, project / "build", where, "-DFETCHCONTENT_FULLY_DISCONNECTED=OFF", *strict)
+    output([tool("cmake"), "--build", project / "build"])
+    output([project / "build" / "trainer"])
+
+
+def run_shell(block: Block, folder: Path, home: Path) -> None:
+    pkg_config = os.pathsep.join(str(path.parent) for path in home.rglob("radam.pc"))
+    environment = {"HOME": str(home), "PKG_CONFIG_LIBDIR": pkg_config, "CMAKE_GENERATOR": "Ninja"}
+    output(["sh", "-e", "-c", block.code], environment, cwd=folder)
+
+
+@cases(SHELL)
+def test_every_command_of_the_page_works(block: Block, project: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    if "pkg-config" in block.code:
+        tool("pkg-config")
+        (install,) = (other for other in SHELL if "--install" in other.code)
+        run_shell(install, project, home)
+    run_shell(block, project, home)
