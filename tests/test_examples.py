@@ -70,3 +70,12 @@ def test_the_bench_table_is_that_of_the_run_that_is_linked_below_it() -> None:
     assert table.strip("\n") == printed.stdout.strip("\n")
     assert table.count("radam.torch") >= 1
     assert table.count(", 1 thread |") >= 5
+
+
+def test_the_figures_of_the_page_on_cpp_are_those_of_the_runs_that_they_name() -> None:
+    found = re.findall(r"<!-- figures of ([\w-]+) -->(.*?)<!-- end of figures -->", text_of("docs/cpp.md"), re.S)
+    assert [name.partition("-")[0] for name, _ in found] == ["embedding", "libtorch"]
+    for name, text in found:
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert len(rows) >= 6
+        assert set(rows) <= set(text_of(f"bench/results/{name}.md").splitlines())
