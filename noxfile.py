@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -119,6 +120,10 @@ def aarch64(session: nox.Session) -> None:
 @nox.session
 def embedding(session: nox.Session) -> None:
     """Build what uses radam from C++, C and LibTorch, each way that it can come by it, beside the installed wheel."""
+    if sys.platform == "win32":
+        why = "NOT TESTED ON WINDOWS: the programs of tests/embedding are built with the options of GCC and Clang"
+        session.warn(why)
+        session.skip(why)
     session.install(f"{built_wheel(session)}[test,demo]", "cmake>=3.26", "ninja", "scikit-build-core>=1.0")
     session.install("--no-deps", "pythran==0.19.*")  # for its xsimd headers alone
     session.run("pytest", "tests/embedding", *session.posargs)

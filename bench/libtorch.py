@@ -4,8 +4,9 @@
     python bench/libtorch.py --quick        with small tensors, to try it out; the times mean nothing
     python bench/libtorch.py --build FOLDER --output bench/results/libtorch
 
-Builds bench/cpp/libtorch with CMake against the LibTorch inside the installed torch, prints a table for each case and
-writes it to OUTPUT.md. Needs PyTorch, CMake, a C++ compiler, and xsimd's headers, as the build of radam does.
+Builds bench/cpp/libtorch with CMake against the LibTorch inside the installed torch, prints a table for each case, and
+writes OUTPUT.json (every time taken) and OUTPUT.md (the tables). Needs PyTorch, CMake, a C++ compiler, and xsimd's
+headers, as the build of radam does.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from machine import describe_machine, warn_if_busy
 from measure import WARM_SECONDS, in_turns, no_collection, one_step
 from radam.torch import RAdam
 
+FORMAT = 1  # of the JSON
 # Tensors and elements of each, and the same to try the script.
 CASES = {"1000 tensors of 4096": ((1000, 4096), (20, 64)), "33.5 M in 4 tensors": ((4, 1 << 23), (4, 4096))}
 OWN, FRONT_END = "torch.optim.RAdam (Python)", "radam.torch.RAdam (Python)"
@@ -128,26 +130,32 @@ def _run(program: Path, arguments: argparse.Namespace, notes: list[str], argv: S
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         machine = describe_machine(with_torch=True)
-    lines = [line for note in notes for line in (note, "")]
-    lines += [
-        "Medians of one interleaved run [quartiles]; ratios are paired within its rounds. All take float32 tensors and "
-        f"{tables.threads({'threads': arguments.threads})}.",
-    ]
+    found: dict[str, Any] = {
+        "radam_libtorch_bench": FORMAT,
+        "machine": machine,
+        "command": report.command("libtorch.py", sys.argv[1:] if argv is None else argv),
+        "quick": arguments.quick,
+        "notes": notes,
+        "threads": arguments.threads,
+        "cases": [],
+    }
     for case, (full, quick) in CASES.items():
         say(case)
-        lines += ["", *measured(case, program, *(quick if arguments.quick else full), arguments)]
-    command = report.command("libtorch.py", sys.argv[1:] if argv is None else argv)
-    lines += ["", f"`{command}`: {tables.machine_line(machine)}", ""]
-    text = "\n".join(lines)
-    print(text)
+        tensors, size = quick if arguments.quick else full
+        times = measured(case, program, tensors, size, arguments)
+        found["cases"].append({"name": case, "tensors": tensors, "size": size, "times_s": times})
+    print(markdown(found))
     path = arguments.output.with_name(arguments.output.name + ".md")
-    path.write_text(text, encoding="utf-8")
-    say(f"wrote {path}")
+    path.write_text(markdown(found), encoding="utf-8")
+    for written in (report.write_json(found, arguments.output), path):
+        say(f"wrote {written}")
     return 0
 
 
-def measured(case: str, program: Path, tensors: int, size: int, arguments: argparse.Namespace) -> list[str]:
-    """Return the table of one case."""
+def measured(
+    case: str, program: Path, tensors: int, size: int, arguments: argparse.Namespace
+) -> dict[str, dict[int, float]]:
+    """Return the seconds of each contestant's steps in one case, by round."""
     steps: dict[str, Callable[[], float]] = {
         name: functools.partial(one_step, _step_of(optimizer, tensors, size))
         for name, optimizer in ((OWN, torch.optim.RAdam), (FRONT_END, RAdam))
@@ -158,11 +166,10 @@ def measured(case: str, program: Path, tensors: int, size: int, arguments: argpa
         every = {name: 4 if name == OWN or "AdamW" in name else 1 for name in steps}
         order = random.Random(f"{arguments.seed} {case}")
         with no_collection():
-            times = in_turns(steps, every, arguments.rounds, arguments.seconds, order, lambda turn: turn())
+            return in_turns(steps, every, arguments.rounds, arguments.seconds, order, lambda turn: turn())
     finally:
         for one in running.values():
             one.__exit__(None, None, None)
-    return table(case, times, tensors)
 
 
 def _step_of(optimizer: Callable[..., Any], tensors: int, size: int) -> Callable[[], Any]:
@@ -173,6 +180,18 @@ def _step_of(optimizer: Callable[..., Any], tensors: int, size: int) -> Callable
     for _ in range(WARM_UP_STEPS):
         step()
     return step
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """Return the tables of a run."""
+    lines = [line for note in found["notes"] for line in (note, "")]
+    lines += [
+        "Medians of one interleaved run [quartiles]; ratios are paired within its rounds. All take float32 tensors and "
+        f"{tables.threads(found)}.",
+    ]
+    for case in found["cases"]:
+        lines += ["", *table(case["name"], case["times_s"], case["tensors"])]
+    return "\n".join([*lines, "", f"`{found['command']}`: {tables.machine_line(found['machine'])}", ""])
 
 
 def table(case: str, times: Mapping[str, Mapping[int, float]], tensors: int) -> list[str]:

@@ -20,7 +20,7 @@ endfunction()
 set(radam_places RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
                  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY cpp/include/radam DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.hpp" PATTERN "*.h")
-radam_install(radam headers)
+radam_install(radam_headers headers)
 if(TARGET radam_dispatch AND NOT RADAM_PYTHON)  # a third of the wheel, for few: they build it from the source
   radam_install(radam_dispatch dispatch ${radam_places})
 endif()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,22 @@ def test_a_file_is_synced_before_it_takes_the_old_one_s_place(tmp_path: Path, mo
     monkeypatch.setattr("os.replace", lambda *paths: (calls.append("replace"), replace(*paths))[1])
     stepped().save(tmp_path / "s")
     assert calls[:2] == ["fsync", "replace"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are synced on POSIX systems alone")
+def test_a_folder_that_cannot_be_synced_is_no_error_once_the_new_file_is_there(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    fsync = os.fsync
+
+    def of_files(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr("os.fsync", of_files)
+    stepped().save(tmp_path / "s")
+    stepped().load(tmp_path / "s")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permission bits are POSIX's")

@@ -141,7 +141,7 @@ const Compiled& in_use() {
     return *found;
 }
 
-constexpr int most_threads = 1024;
+constexpr int most_threads = Executor::most_threads;
 int checked_threads(const std::string& what, const std::string& given, long count) {
     if (count >= 1 && count <= most_threads) return static_cast<int>(count);
     throw std::invalid_argument(what + " must be a whole number from 1 to " + std::to_string(most_threads) + ", got " +

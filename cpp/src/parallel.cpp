@@ -19,7 +19,7 @@ ThreadPool* pool() {
     static const int registered = pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
     static_cast<void>(registered);
 #endif
-    ThreadPool* fresh = new ThreadPool;
+    ThreadPool* fresh = new ThreadPool(Executor::most_threads);
     if (current.compare_exchange_strong(found, fresh)) return fresh;
     delete fresh;
     return found;

@@ -40,6 +40,7 @@ void every_part_runs_once() {
         EXPECT(runs_once(radam::Executor(), count));
     }
     EXPECT(radam::ThreadPool(0).threads() == 1);
+    EXPECT(radam::Executor(1 << 30, [](const radam::Parts&) {}).threads() == radam::Executor::most_threads);
     EXPECT(radam::available_cores() >= 1);
 }
 

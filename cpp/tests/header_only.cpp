@@ -64,7 +64,7 @@ void names_a_bad_hyperparameter() {
     radam::Hyperparameters h;
     EXPECT(radam::violation(h).name == nullptr);
     h.beta2 = 1.0;
-    EXPECT(std::strcmp(radam::violation(h).name, "betas[1]") == 0);
+    EXPECT(std::strcmp(radam::violation(h).name, "beta2") == 0);
 }
 
 }  // namespace

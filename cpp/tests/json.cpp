@@ -163,6 +163,14 @@ void json_that_is_none_is_refused() {
         if (!says(why([&] { parse(c.text); }), c.words)) EXPECT(c.text.substr(0, 60) == "to be refused");
 }
 
+void more_values_than_memory_may_be_given_to_are_refused() {
+    for (const char* text : {"[[], [], []]", "{\"a\": [1, 2]}", "[1, \"a\", null]"}) {
+        EXPECT(why([&] { parse(text, 4); }).empty());
+        EXPECT(says(why([&] { parse(text, 3); }), "too many values"));
+    }
+    EXPECT(radam::json::most_values == 10000000);  // of less than 100 bytes each, where nobody says otherwise
+}
+
 }  // namespace
 
 int main() {
@@ -173,5 +181,6 @@ int main() {
     strings_keep_every_character();
     values_are_written_as_they_were_read();
     json_that_is_none_is_refused();
+    more_values_than_memory_may_be_given_to_are_refused();
     return failures == 0 ? 0 : 1;
 }

@@ -106,7 +106,29 @@ void every_convention_steps_as_its_coefficients_say() {
     EXPECT(radam::find_convention("adamw") == nullptr);
     EXPECT(radam::find_convention("tor") == nullptr);
     EXPECT(says(refusal([] { Optimizer optimizer({}, "tor"); }), "torch, paddle"));
+    EXPECT(says(refusal([] { Optimizer optimizer({}, static_cast<const char*>(nullptr)); }), "torch, paddle"));
     EXPECT(Optimizer({}, "optax").convention().eps_on == radam::EpsOn::sqrt_v_hat);
+}
+
+void options_that_never_rectify_are_told() {
+    radam::Convention above, at;  // rho comes up to 3 where beta2 is 1/2
+    above.threshold = at.threshold = 3.0;
+    at.rectify_at_threshold = true;
+    std::vector<radam::Convention> all(std::begin(radam::conventions), std::end(radam::conventions));
+    all.insert(all.end(), {radam::adam, above, at});
+    int never = 0;
+    for (const radam::Convention& convention : all)
+        for (const double beta2 : {0.0, 0.4, 0.5, 0.59, 0.61, 0.66, 0.67, 0.9, 0.999}) {
+            Options options;
+            options.beta2 = beta2;
+            bool rectified = false;
+            for (int t = 1; t <= 1000; ++t)
+                rectified = rectified || radam::schedule(radam::hyperparameters(options, convention), t).mode ==
+                                             radam::Mode::rectified;
+            EXPECT(radam::never_rectifies(options, convention) == !rectified);
+            never += rectified ? 0 : 1;
+        }
+    EXPECT(never == 7 * 6 + 4 + 3 + 2);  // threshold 5, lucid_docs, above, at
 }
 
 void groups_and_missing_gradients_keep_their_own_counts() {
@@ -165,6 +187,26 @@ void a_buffer_may_move() {
     EXPECT(same(elsewhere, b.p) && !same(a.p, b.p));
 }
 
+void an_optimizer_may_move() {
+    Buffers a, b, c(7, 2), d(7, 2);
+    Optimizer stays, first;
+    for (auto [optimizer, x, y] : {std::tuple{&stays, &a, &c}, std::tuple{&first, &b, &d}}) {
+        optimizer->add_param(x->p, x->g);
+        optimizer->add_param(y->p, y->g);
+        optimizer->set_max_grad_norm(0.5);
+        optimizer->step();
+    }
+    Optimizer second(std::move(first)), third;
+    second.step();
+    third = std::move(second);
+    std::vector<float> elsewhere = d.g;
+    third.set_grad(1, elsewhere.data());
+    third.step();
+    stays.step();
+    stays.step();
+    EXPECT(same(a.p, b.p) && same(c.p, d.p) && third.steps(1) == 3);
+}
+
 void every_executor_gives_the_same_bits() {
     radam::ThreadPool pool(3);
     std::vector<int> seen;
@@ -213,20 +255,27 @@ void clips_as_the_norm_says() {
     small.step();
     EXPECT(same(c.p, d.p));
 
-    Buffers e, f;  // each tensor by itself: with one of them the same as all
-    Optimizer each, all;
-    each.add_param(e.p.data(), e.g.data(), e.count());
-    all.add_param(f.p.data(), f.g.data(), f.count());
+    Buffers e, f, small_e(3, 2), small_f(3, 2);  // each tensor by itself, as an optimizer of its own has it
+    Optimizer each, alone, other;
+    each.add_param(e.p, e.g);
+    each.add_param(small_e.p, small_e.g);
+    alone.add_param(f.p, f.g);
+    other.add_param(small_f.p, small_f.g);
     each.set_max_tensor_grad_norm(0.3);
-    all.set_max_grad_norm(0.3);
+    alone.set_max_grad_norm(0.3);
+    other.set_max_grad_norm(0.3);
     each.step();
-    all.step();
-    EXPECT(same(e.p, f.p));
-    all.set_no_clipping();
+    alone.step();
+    other.step();
+    EXPECT(alone.grad_norm() > 0.3 && other.grad_norm() < 0.3);
+    EXPECT(same(e.p, f.p) && same(small_e.p, small_f.p));
+    alone.set_no_clipping();
+    other.set_no_clipping();
     each.set_max_grad_norm(infinity);  // only measures
     each.step();
-    all.step();
-    EXPECT(same(e.p, f.p) && each.grad_norm() > 0.3);
+    alone.step();
+    other.step();
+    EXPECT(same(e.p, f.p) && same(small_e.p, small_f.p) && each.grad_norm() > 0.3);
 }
 
 void a_step_with_an_inf_is_left_out_whole() {
@@ -306,7 +355,15 @@ void restores_a_state_or_nothing() {
     radam::ParamState broken = state;
     broken.buffers[1].pop_back();
     EXPECT(says(refusal([&] { second.restore({Options()}, {broken}, 7); }), "exp_avg_sq"));
-    EXPECT(second.steps(0) == 0);
+    radam::ParamState shaped = state;
+    shaped.shape = std::vector<std::int64_t>(65, 1);
+    EXPECT(says(refusal([&] { second.restore({Options()}, {shaped}, 7); }), "more than 64 dimensions"));
+    for (const std::int64_t steps : {std::int64_t{-1}, (std::int64_t{1} << 62) + 1}) {
+        radam::ParamState uncountable = state;
+        uncountable.steps = steps;
+        EXPECT(says(refusal([&] { second.restore({Options()}, {uncountable}, 7); }), "from 0 to 2^62"));
+    }
+    EXPECT(second.steps(0) == 0 && second.precision().seed == 0);
     second.restore({Options()}, {state}, 7);
     EXPECT(second.steps(0) == 9 && second.precision().seed == 7);
     first.step();
@@ -325,7 +382,18 @@ void what_does_not_fit_is_refused_and_changes_nothing() {
     EXPECT(says(option([](Options& o) { o.beta2 = -0.1; }), "beta2 must be"));
     EXPECT(says(option([](Options& o) { o.eps = std::nan(""); }), "eps"));
     EXPECT(says(option([](Options& o) { o.weight_decay = infinity; }), "weight_decay"));
-    EXPECT(says(option([](Options& o) { o.lr = 1e38, o.beta1 = 0.999; }), "too large"));
+    EXPECT(says(option([](Options& o) { o.lr = 1e308, o.beta1 = 0.999; }), "too large for float64"));
+    Options huge;  // fine for doubles
+    huge.lr = 1e39;
+    Optimizer wide_only(huge);
+    std::vector<double> numbers(3, 1.0), slopes(3, 1.0);
+    std::vector<float> narrow(3), narrow_slopes(3);
+    wide_only.add_param(numbers, slopes);
+    EXPECT(says(refusal([&] { wide_only.add_param(narrow, narrow_slopes); }), "too large for float32"));
+    EXPECT(wide_only.size() == 1);
+    wide_only.set_lr(1e-3);
+    wide_only.add_param(narrow, narrow_slopes);
+    EXPECT(says(refusal([&] { wide_only.set_lr(1e39); }), "too large for float32"));
     Options coupled;
     coupled.weight_decay = 0.1;
     EXPECT(says(refusal([&] { Optimizer optimizer(coupled, *radam::find_convention("optax")); }), "weight_decay"));
@@ -353,13 +421,20 @@ void what_does_not_fit_is_refused_and_changes_nothing() {
     EXPECT(says(added(b.p.data(), b.p.data(), b.count()), "with the parameter itself"));
     EXPECT(says(added(b.p.data(), b.g.data(), std::int64_t{-1}), "at least 0"));
     EXPECT(says(added(b.p.data(), b.g.data(), std::int64_t{1} << 62), "too large"));
+    EXPECT(says(added(b.p.data(), b.g.data(), std::numeric_limits<std::int64_t>::max()), "too large"));
     EXPECT(says(added(static_cast<float*>(nullptr), b.g.data(), b.count()), "null"));
     EXPECT(says(added(static_cast<void*>(wide.data()), radam::DType::fp64, static_cast<const void*>(b.g.data()),
                       radam::DType::fp32, std::int64_t{7}),
                 "float64 goes with float64"));
     radam::ParamOptions shaped;
+    shaped.name = "\xff";
+    EXPECT(says(added(b.p.data(), b.g.data(), b.count(), shaped), "parameter 1: its name is not UTF-8"));
+    shaped.name = "";
     shaped.shape = {2, 3};
     EXPECT(says(added(b.p.data(), b.g.data(), b.count(), shaped), "shape"));
+    shaped.shape.assign(65, 1);
+    shaped.shape[0] = b.count();
+    EXPECT(says(added(b.p.data(), b.g.data(), b.count(), shaped), "more than 64 dimensions"));
     radam::ParamOptions half;
     half.state.exp_avg = b.m.data();
     EXPECT(says(added(b.p.data(), b.g.data(), b.count(), half), "lacks exp_avg_sq"));
@@ -368,9 +443,20 @@ void what_does_not_fit_is_refused_and_changes_nothing() {
     half.state.exp_avg_sq = b.p.data();
     EXPECT(says(added(b.p.data(), b.g.data(), b.count(), half), "exp_avg_sq shares memory"));
     EXPECT(says(refusal([&] { optimizer.set_grad(0, a.p.data()); }), "(\"weights\")"));
+    const auto own = [&](int part) { return static_cast<float*>(radam::part_of(optimizer.slot(0), part)); };
+    EXPECT(says(added(own(0), b.g.data(), b.count()), "parameter 0 or its state"));
+    EXPECT(says(refusal([&] { optimizer.set_grad(0, own(1)); }), "parameter 0 or its state"));
+    Options with_max;
+    with_max.amsgrad = true;
+    optimizer.set_options(0, with_max);
+    EXPECT(says(refusal([&] { optimizer.set_grad(0, own(2)); }), "parameter 0 or its state"));
+    optimizer.set_options(0, {});
     EXPECT(says(refusal([&] { optimizer.set_param(0, a.g.data()); }), "gradient"));
-    EXPECT(says(refusal([&] { optimizer.set_param(0, nullptr); }), "null"));
+    EXPECT(says(refusal([&] { optimizer.set_param(0, static_cast<float*>(nullptr)); }), "null"));
     EXPECT(says(refusal([&] { optimizer.set_grad(1, b.g.data()); }), "no parameter 1"));
+    std::vector<radam::bf16> brain(size);
+    EXPECT(says(refusal([&] { optimizer.set_grad(0, brain.data()); }), "added as float32, and cannot become bfloat16"));
+    EXPECT(says(refusal([&] { optimizer.set_param(0, brain.data()); }), "cannot become bfloat16"));
     EXPECT(says(refusal([&] { optimizer.set_lr(3, 0.1); }), "no group 3"));
     EXPECT(says(refusal([&] { optimizer.set_lr(-0.1); }), "lr"));
     EXPECT(says(refusal([&] { optimizer.set_max_grad_norm(-1.0); }),
@@ -391,10 +477,12 @@ void what_does_not_fit_is_refused_and_changes_nothing() {
 int main() {
     steps_as_the_raw_loops_do();
     every_convention_steps_as_its_coefficients_say();
+    options_that_never_rectify_are_told();
     groups_and_missing_gradients_keep_their_own_counts();
     a_group_without_parameters_gives_way();
     states_may_be_the_embedder_s();
     a_buffer_may_move();
+    an_optimizer_may_move();
     every_executor_gives_the_same_bits();
     clips_as_the_norm_says();
     a_step_with_an_inf_is_left_out_whole();

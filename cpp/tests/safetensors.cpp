@@ -11,6 +11,15 @@
 #include <sys/resource.h>
 
 #include <csignal>
+
+// In place of the system's: fails for files, or for folders, when asked to.
+static mode_t sync_fails_for = 0;
+extern "C" int fsync(int handle) {
+    struct stat found;
+    if (fstat(handle, &found) == 0 && (found.st_mode & S_IFMT) != sync_fails_for) return 0;
+    errno = EINVAL;
+    return -1;
+}
 #endif
 
 namespace {
@@ -182,6 +191,7 @@ void a_file_is_there_whole_or_not_at_all() {
     EXPECT(says(why([&] { radam::WholeFile f((folder / "nowhere" / "f").string()); }), "no such folder"));
     EXPECT(says(why([&] { radam::WholeFile f(folder.string()); }), "no file"));
     EXPECT(says(why([&] { radam::WholeFile f(std::string("a\0b", 3)); }), "NUL"));
+    EXPECT(says(why([&] { radam::InFile f(std::string("a\0b", 3)); }), "NUL"));
 }
 
 #if !defined(_WIN32)
@@ -203,6 +213,19 @@ void a_full_disk_leaves_the_old_file() {
     EXPECT(content_of(path) == "old" && entries() == before + 1);  // that file is not given up yet
 }
 
+void a_save_fails_only_where_the_old_file_stays() {
+    const std::string path = in_folder("synced");
+    put(path, "old");
+    const int before = entries();
+    sync_fails_for = S_IFREG;
+    EXPECT(says(why([&] { write_some(path); }), "cannot write " + path));
+    EXPECT(content_of(path) == "old" && entries() == before);
+    sync_fails_for = S_IFDIR;  // the new file is in its place by then
+    write_some(path);
+    EXPECT(why([&] { radam::SafetensorsFile file(path); }).empty() && entries() == before);
+    sync_fails_for = 0;
+}
+
 void permissions_are_kept_and_links_are_written_through() {
     const std::string path = in_folder("mode"), fresh = in_folder("fresh");
     put(fresh, "");
@@ -211,6 +234,12 @@ void permissions_are_kept_and_links_are_written_through() {
     fs::permissions(path, fs::perms(0640));
     write_some(path);
     EXPECT(fs::status(path).permissions() == fs::perms(0640));
+    fs::permissions(path, fs::perms(0600));
+    {
+        const radam::WholeFile file(path);  // is as private from the beginning
+        for (const auto& entry : fs::directory_iterator(folder))
+            if (entry.path().extension() == ".tmp") EXPECT(entry.status().permissions() == fs::perms(0600));
+    }
 
     fs::create_directory(folder / "other");
     fs::create_symlink("other/second", folder / "first");
@@ -248,6 +277,7 @@ int main() {
     a_file_is_there_whole_or_not_at_all();
 #if !defined(_WIN32)
     a_full_disk_leaves_the_old_file();
+    a_save_fails_only_where_the_old_file_stays();
     permissions_are_kept_and_links_are_written_through();
     a_path_without_a_folder_is_in_the_current_one();
 #endif

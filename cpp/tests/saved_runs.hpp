@@ -72,7 +72,7 @@ public:
         for (std::size_t i = 0; i < sizes.size(); ++i) {
             fill(grads[i], static_cast<std::size_t>(t) * 10 + i, 0.1);
             const bool has = i != 3 && (i != 2 || t > 3);
-            optimizer.set_grad(i, has ? grads[i].data() : nullptr);
+            optimizer.set_grad(i, has ? static_cast<const void*>(grads[i].data()) : nullptr);
         }
         EXPECT(optimizer.step());
     }

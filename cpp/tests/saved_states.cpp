@@ -30,7 +30,10 @@ void a_run_goes_on_with_the_same_bits() {
         Run other(kind);
         other.step(1);  // has a state, which gives way
         other.params = whole.params;
-        for (std::size_t i = 0; i < sizes.size(); ++i) other.optimizer.set_param(i, other.params[i].data());
+        for (std::size_t i = 0; i < sizes.size(); ++i) {
+            void* const place = other.params[i].data();
+            other.optimizer.set_param(i, place);
+        }
         other.optimizer.set_lr(1.0);
         radam::load(other.optimizer, path);
         EXPECT(other.bits() == whole.bits());

@@ -4,10 +4,13 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <memory>
 #include <radam/torch.hpp>
 #include <sstream>
+#include <vector>
 
 #include "digits.hpp"
 

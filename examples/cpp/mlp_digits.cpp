@@ -69,14 +69,11 @@ radam::Optimizer optimizer_of(Network& network) {
     weights.weight_decay = 1e-2;
     weights.decoupled_weight_decay = true;
     radam::Optimizer optimizer(weights);
-    const auto add = [&optimizer](const char* name, std::vector<float>& values, const std::vector<float>& gradients) {
-        optimizer.add_param(values.data(), gradients.data(), static_cast<std::int64_t>(values.size()), {name});
-    };
-    add("first.weights", network.first.weights, network.first.weights_grad);
-    add("second.weights", network.second.weights, network.second.weights_grad);
+    optimizer.add_param(network.first.weights, network.first.weights_grad, {"first.weights", {128, 64}});
+    optimizer.add_param(network.second.weights, network.second.weights_grad, {"second.weights", {10, 128}});
     optimizer.add_group(biases);
-    add("first.bias", network.first.bias, network.first.bias_grad);
-    add("second.bias", network.second.bias, network.second.bias_grad);
+    optimizer.add_param(network.first.bias, network.first.bias_grad, {"first.bias"});
+    optimizer.add_param(network.second.bias, network.second.bias_grad, {"second.bias"});
     return optimizer;
 }
 
@@ -123,7 +120,9 @@ int main(int count, char** arguments) {
         for (std::size_t row = digits.for_training(); row < digits.rows; ++row)
             right += network.guess(digits.image(row)) == digits.labels[row];
         const double accuracy = static_cast<double>(right) / digits.for_testing;
-        const bool same = resumed.first.weights == network.first.weights && resumed.second.bias == network.second.bias;
+        const bool same = resumed.first.weights == network.first.weights && resumed.first.bias == network.first.bias &&
+                          resumed.second.weights == network.second.weights &&
+                          resumed.second.bias == network.second.bias;
         std::printf("%.1f %% of unseen digits read right\n", 100 * accuracy);
         std::printf("the resumed run has the same bits: %s\n", same ? "yes" : "no");
         return accuracy >= 0.95 && same ? 0 : 1;

@@ -81,7 +81,8 @@ int main() {
         crew.for_each(parts.count(), [&parts](int index) { parts(index); });
     });
 
-    // The shortest way, with threads that are new at each step.
+    // The shortest way, with threads that are new at each step. Where the system has none to give, std::async throws,
+    // which ends the program: a step lets no exception out.
     const radam::Executor on_async(4, [](const radam::Parts& parts) {
         std::vector<std::future<void>> rest;
         for (int index = 1; index < parts.count(); ++index)

@@ -355,8 +355,10 @@ void Call::clear() noexcept {
 }
 
 std::string message(const Violation& found) {
-    return std::string(found.name) + " must be " + found.rule + ", got " +
-           nb::cast<std::string>(nb::repr(nb::float_(found.value)));
+    std::string name = found.name;
+    if (name == "beta1") name = "betas[0]";  // as Python has them
+    if (name == "beta2") name = "betas[1]";
+    return name + " must be " + found.rule + ", got " + nb::cast<std::string>(nb::repr(nb::float_(found.value)));
 }
 
 }  // namespace radam::python

@@ -109,8 +109,8 @@ public:
         checked.lr = 0.0;
         if (const Violation found = violation(checked); found.name != nullptr) {
             std::string name = found.name;
-            if (name == "betas[0]") name = number_names[b1];
-            if (name == "betas[1]") name = number_names[b2];
+            if (name == "beta1") name = number_names[b1];
+            if (name == "beta2") name = number_names[b2];
             char value[32];
             std::snprintf(value, sizeof(value), "%.17g", found.value);
             throw Refusal(name + " must be " + found.rule + ", got " + value);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -47,7 +48,8 @@ def write_file(path: str | os.PathLike[str], saved: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     if os.name == "posix":
-        _sync(target.parent)  # the rename itself
+        with contextlib.suppress(OSError):  # not every folder can be synced, and the new file is in its place
+            _sync(target.parent)
 
 
 def _sync(path: str | os.PathLike[str]) -> None:

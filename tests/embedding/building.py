@@ -17,7 +17,7 @@ import radam
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSUMER = Path(__file__).resolve().parent / "consumer"
-OURS = ("RADAM_", "CMAKE_", "PKG_CONFIG_", "XSIMD_", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "SKBUILD_")
+OURS = ("RADAM_", "CMAKE_", "PKG_CONFIG_", "XSIMD_", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "SKBUILD_", "OMP_")
 # What makes a compiler use the best loops of this machine that xsimd has and that need no newer machine than most.
 SIMD = {"avx2": "-mavx2 -mfma -mf16c", "neon": "", "portable": ""}
 SIMD_ISA = next(isa for isa in SIMD if isa in radam.isas())

@@ -2,7 +2,7 @@
 
 A block of C++ without main is the body of one. Its includes stand above it, after <cassert>, <vector> and
 <radam/radam.hpp>; its line "// compile with: FLAGS" is obeyed. A block of CMake is a project's own part, and its
-trainer.cpp or trainer.c is the page's first program in that language.
+trainer.cpp or trainer.c is the page's first program in that language; that of LibTorch has all blocks of LibTorch.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def cases(blocks: list[Block]) -> pytest.MarkDecorator:
 CPP = blocks_in("cpp")
 TORCH = [block for block in CPP if block.section == "LibTorch"]
 PLAIN = [block for block in CPP if block not in TORCH]
+CMAKE = [block for block in blocks_in("cmake") if block.section != "LibTorch"]
 SHELL = [block for block in blocks_in("sh") if block.page == PAGE]  # the README's are about Python
 INCLUDE = re.compile(r"^#include .*$", re.M)
 
@@ -76,10 +77,10 @@ def as_libtorch_program() -> str:
     return as_program(first, then="".join(f'{{\n{own}\n#line {b.line} "{b.page}"\n{b.code}}}\n' for b in rest))
 
 
-def in_project(block: Block, library: str) -> str:
+def in_project(block: Block) -> str:
     """What a block's program takes in CMakeLists.txt."""
     flags = " ".join(re.findall(r"// compile with: (.*)", block.code))
-    libraries = ["radam::radam", "Threads::Threads", library]
+    libraries = ["radam::radam", "Threads::Threads"]
     if "radam/dispatch.hpp" in block.code:
         libraries.append("radam::dispatch")
     if "#pragma omp" in block.code:
@@ -91,32 +92,24 @@ target_link_libraries({block.name} PRIVATE {" ".join(libraries)})
 """
 
 
-def build(programs: dict[Block, str], folder: Path, packages: str, library: str, *settings: str) -> Path:
-    """Compile programs, each named for a block; return the folder they are in."""
-    for block, program in programs.items():
-        (folder / f"{block.name}.cpp").write_text(program, encoding="utf-8")
+@pytest.fixture(scope="module")
+def programs(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the programs, each named for its block."""
+    folder = tmp_path_factory.mktemp("page")
+    for block in PLAIN:
+        (folder / f"{block.name}.cpp").write_text(as_program(block), encoding="utf-8")
     lists = [
         "cmake_minimum_required(VERSION 3.18...4.1)",
         "project(page LANGUAGES CXX)",
         "find_package(Threads REQUIRED)",
-        packages,
-        *(in_project(block, library) for block in programs),
+        "find_package(radam REQUIRED COMPONENTS dispatch)",
+        "find_package(OpenMP QUIET)",
+        *map(in_project, PLAIN),
     ]
     (folder / "CMakeLists.txt").write_text("\n".join(lists), encoding="utf-8")
-    configure(folder, folder / "build", *settings)
+    configure(folder, folder / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
     output([tool("cmake"), "--build", folder / "build", "--", "-k", "0"])
     return folder / "build"
-
-
-def torch_prefix() -> str:
-    return str(pytest.importorskip("torch").utils.cmake_prefix_path)
-
-
-@pytest.fixture(scope="module")
-def programs(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    packages = "find_package(radam REQUIRED COMPONENTS dispatch)\nfind_package(OpenMP QUIET)"
-    programs = {block: as_program(block) for block in PLAIN}
-    return build(programs, tmp_path_factory.mktemp("page"), packages, "", f"-DCMAKE_PREFIX_PATH={prefix}")
 
 
 @pytest.fixture
@@ -129,7 +122,7 @@ def project(tmp_path: Path, source_archive: Path) -> Path:
     shutil.copy(source_archive, folder / "radam.tar.gz")
     (folder / "trainer.cpp").write_text(CPP[0].code, encoding="utf-8")
     (folder / "trainer.c").write_text(blocks_in("c")[0].code, encoding="utf-8")
-    write_project(folder, blocks_in("cmake")[0])
+    write_project(folder, CMAKE[0])
     return folder
 
 
@@ -143,7 +136,7 @@ def test_no_block_of_the_page_is_in_a_language_that_no_test_reads() -> None:
     assert {block.language for block in blocks_of(PAGE)} <= {"cpp", "cmake", "sh", "c", "python"}
     assert text_of(PAGE).count("```") == 2 * len(blocks_of(PAGE))
     assert len(PLAIN) >= 12
-    assert len(blocks_in("cmake")) >= 5
+    assert len(CMAKE) >= 5
 
 
 @cases([next(block for block in CPP if block.page == page) for page in PAGES if "```cpp" in text_of(page)])
@@ -170,20 +163,23 @@ def test_python_goes_on_from_the_file_that_the_page_saves(programs: Path, tmp_pa
 
 
 def test_every_block_of_libtorch_runs(prefix: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
     assert len(TORCH) >= 4
-    packages = "find_package(radam REQUIRED)\nfind_package(Torch REQUIRED)"
-    where = f"-DCMAKE_PREFIX_PATH={prefix};{torch_prefix()}"
-    programs = build({TORCH[0]: as_libtorch_program()}, tmp_path, packages, "${TORCH_LIBRARIES}", where)
-    output([programs / TORCH[0].name], cwd=tmp_path)
+    (project,) = (block for block in blocks_in("cmake") if block.section == "LibTorch")
+    write_project(tmp_path, project)
+    (tmp_path / "trainer.cpp").write_text(as_libtorch_program(), encoding="utf-8")
+    strict = "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Wpedantic -Wconversion -Werror"
+    where = f"-DCMAKE_PREFIX_PATH={prefix};{torch.utils.cmake_prefix_path}"
+    configure(tmp_path, tmp_path / "build", where, strict)
+    output([tool("cmake"), "--build", tmp_path / "build"])
+    output([tmp_path / "build" / "trainer"], cwd=tmp_path)
 
 
-@cases(blocks_in("cmake"))
+@cases(CMAKE)
 def test_every_cmake_project_of_the_page_builds_its_trainer(block: Block, project: Path, prefix: Path) -> None:
     write_project(project, block)
     is_c = "radam::c)" in block.code  # which the wheel has, and the prefix of these tests has not
     where = f"-Dradam_DIR={radam.get_cmake_dir()}" if is_c else f"-DCMAKE_PREFIX_PATH={prefix}"
-    if "Torch" in block.code:
-        where += f";{torch_prefix()}"
     strict = [f"-DCMAKE_{language}_FLAGS=-Wall -Wextra -Wpedantic -Werror" for language in ("C", "CXX")]
     configure(project, project / "build", where, "-DFETCHCONTENT_FULLY_DISCONNECTED=OFF", *strict)
     output([tool("cmake"), "--build", project / "build"])

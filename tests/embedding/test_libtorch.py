@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from building import configure, output, run, tool
+from building import ROOT, configure, output, run, tool
 
 torch = pytest.importorskip("torch")
 import radam  # noqa: E402
@@ -241,5 +241,19 @@ def numbers_at(name: str, key: str) -> Tensor:
 
 @pytest.mark.parametrize("promise", PROMISES)
 def test_promise(build: Path, promise: str) -> None:
+    if promise.endswith("_to_a_gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU, and LibTorch built for it")
     done: subprocess.CompletedProcess[str] = run([build / "dispatched", promise])
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("standard", ["c++17", "c++20"])
+def test_clang_compiles_the_header_without_a_warning(standard: str, tmp_path: Path) -> None:
+    program = tmp_path / "header.cpp"
+    program.write_text("#include <radam/torch.hpp>\ntemplate class radam::torch::BasicRAdam<radam::HeaderOnly<>>;\n")
+    include = Path(torch.__file__).parent / "include"
+    torchs = ("-isystem", include, "-isystem", include / "torch/csrc/api/include")
+    warnings = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
+    output(
+        [tool("clang++"), f"-std={standard}", "-fsyntax-only", *warnings, *torchs, "-I", ROOT / "cpp/include", program]
+    )

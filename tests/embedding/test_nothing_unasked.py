@@ -146,3 +146,19 @@ def test_a_component_that_is_not_there_is_refused_with_what_to_do(
     refused = try_to_configure(CONSUMER, tmp_path, f"-DCMAKE_PREFIX_PATH={headers}", f"-DRADAM_COMPONENTS={component}")
     assert refused.returncode != 0
     assert says in refused.stdout
+
+
+def test_a_project_may_have_a_target_called_radam_and_take_radam_in_twice(tmp_path: Path) -> None:
+    (tmp_path / "main.cpp").write_text("#include <radam/radam.hpp>\nint main() {}\n", encoding="utf-8")
+    (tmp_path / "CMakeLists.txt").write_text(
+        f"""cmake_minimum_required(VERSION 3.18)
+project(trainer LANGUAGES CXX)
+add_executable(radam main.cpp)
+add_subdirectory("{ROOT.as_posix()}" once)
+add_subdirectory("{ROOT.as_posix()}" twice)
+target_link_libraries(radam PRIVATE radam::radam)
+""",
+        encoding="utf-8",
+    )
+    configure(tmp_path, tmp_path / "build")
+    output([tool("cmake"), "--build", tmp_path / "build"])

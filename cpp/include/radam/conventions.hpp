@@ -92,10 +92,14 @@ inline Violation violation(const Options& options, const Convention& convention)
                 decoupled ? 1.0 : 0.0};
     if (!wants && convention.decay == Decay::none && options.weight_decay != 0.0)
         return {"weight_decay", "0 in a convention without weight decay", options.weight_decay};
-    Violation found = violation(hyperparameters(options, convention));
-    const bool is_beta = found.name != nullptr && found.name[0] == 'b';  // Python's betas[0] and betas[1]
-    if (is_beta) found.name = found.name[6] == '0' ? "beta1" : "beta2";
-    return found;
+    return violation(hyperparameters(options, convention));
+}
+
+// Whether beta2 is so small that no step is ever rectified (2/3 and less where the threshold is 5): then only momentum
+// moves the parameters, or nothing does. Python warns of it. Never of Adam.
+inline bool never_rectifies(const Options& options, const Convention& convention) noexcept {
+    const Hyperparameters h = hyperparameters(options, convention);
+    return h.rectify && !is_rectified(h, rho_infinity(h.beta2));
 }
 
 }  // namespace radam

@@ -21,7 +21,8 @@ std::string current_isa();
 void set_isa(const std::string& name);
 
 // Threads that a step may use, the calling one included: RADAM_NUM_THREADS, else the cores this process may run on.
-// Throws std::invalid_argument where RADAM_NUM_THREADS, or count, is not a number from 1 to 1024.
+// Throws std::invalid_argument where RADAM_NUM_THREADS, or count, is not a number from 1 to 1024. An optimizer has as
+// many as there were when it was made; set_executor(dispatched_executor()) gives it those of now.
 int num_threads();
 void set_num_threads(int count);
 

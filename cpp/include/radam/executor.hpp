@@ -21,17 +21,19 @@ private:
     void* context_;
 };
 
-// Copies share the callable.
+// Copies share the callable. One that was moved from is only to be assigned to, or destroyed.
 class Executor {
 public:
+    static constexpr int most_threads = 1024;
+
     // The calling thread alone.
     Executor() = default;
 
     // run(parts) calls every part of a `const Parts&` and returns when all are done; it must not throw. threads: how
-    // many parts there are at most, at least 1.
+    // many parts there are at most; one for less than that, most_threads for more.
     template <class F>
     Executor(int threads, F run)
-        : threads_(threads < 1 ? 1 : threads),
+        : threads_(within(threads)),
           run_([](void* callable, const Parts& parts) { (*static_cast<F*>(callable))(parts); }),
           callable_(std::make_shared<F>(std::move(run))) {}
 
@@ -39,7 +41,7 @@ public:
     template <void (*run)(const Parts&) noexcept>
     static Executor of(int threads) noexcept {
         Executor executor;
-        executor.threads_ = threads < 1 ? 1 : threads;
+        executor.threads_ = within(threads);
         executor.run_ = [](void*, const Parts& parts) { run(parts); };
         return executor;
     }
@@ -53,6 +55,10 @@ public:
     }
 
 private:
+    static int within(int threads) noexcept {
+        return threads < 1 ? 1 : threads > most_threads ? most_threads : threads;
+    }
+
     int threads_ = 1;
     void (*run_)(void* callable, const Parts& parts) = nullptr;
     std::shared_ptr<void> callable_;

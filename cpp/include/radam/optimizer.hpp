@@ -17,7 +17,8 @@ inline const Convention& convention_of(const std::string& name) {
     throw std::invalid_argument("radam: convention must be one of " + names + "adam, got \"" + name + "\"");
 }
 
-// Everything of an optimizer that is not compiled for an instruction set. Not to be used by two threads at once.
+// Everything of an optimizer that is not compiled for an instruction set. Not to be used by two threads at once. One
+// that was moved from is only to be assigned to, or destroyed.
 // Whatever is out of range, or does not fit, is a std::invalid_argument that says what helps; nothing is changed then.
 class OptimizerBase {
 public:
@@ -31,7 +32,7 @@ public:
     std::size_t add_group(const Options& options) {
         const bool replaces = params_.size() == 0 || params_[params_.size() - 1].group + 1 < groups_.size();
         const std::size_t number = replaces ? groups_.size() - 1 : groups_.size();
-        const Group group{options, checked(options, number)};
+        const Group group{options, checked(options, number, false), false};
         if (replaces)
             groups_.back() = group;
         else
@@ -44,9 +45,10 @@ public:
 
     // From the next step on.
     void set_options(std::size_t group, const Options& options) {
-        const Hyperparameters found = checked(options, at(group));
+        const Hyperparameters found = checked(options, at(group), groups_[group].is_narrow);
         if (options.amsgrad) params_.make_max(group);
-        groups_[group] = {options, found};
+        groups_[group].options = options;
+        groups_[group].hyperparameters = found;
     }
     void set_lr(std::size_t group, double lr) {
         Options options = this->options(group);
@@ -58,11 +60,11 @@ public:
             options.lr = lr;
             return options;
         };
-        for (std::size_t g = 0; g < groups_.size(); ++g) checked(at_lr(groups_[g].options), g);
+        for (std::size_t g = 0; g < groups_.size(); ++g) checked(at_lr(groups_[g].options), g, groups_[g].is_narrow);
         for (Group& group : groups_) group.options.lr = group.hyperparameters.lr = lr;
     }
 
-    // ---- parameters: see BasicOptimizer::add_param
+    // ---- parameters: see BasicOptimizer::add_param. What is returned by reference holds until the next one is added.
 
     std::size_t size() const noexcept { return params_.size(); }
     const std::string& name(std::size_t index) const { return param(index).name; }
@@ -75,7 +77,19 @@ public:
     const Slot& slot(std::size_t index) const { return param(index).slot; }
 
     // Another place for a parameter, or for its gradient, of the same dtype and size. Null for no gradient: then a step
-    // leaves the parameter out, and its count of steps stays.
+    // leaves the parameter out, and its count of steps stays. Each move must find its place free.
+    template <class Param>
+    void set_param(std::size_t index, Param* moved) {
+        check_dtype(dtype_of<Param>(), param(index).slot.param_dtype, index, "it");
+        params_.set_param(index, moved);
+    }
+    template <class Grad>
+    void set_grad(std::size_t index, const Grad* grad) {
+        check_dtype(dtype_of<Grad>(), param(index).slot.grad_dtype, index, "its gradient");
+        params_.set_grad(index, grad);
+    }
+    void set_grad(std::size_t index, std::nullptr_t) { params_.set_grad(index, nullptr); }
+    // The same where the caller sees to the dtype.
     void set_param(std::size_t index, void* param) { params_.set_param(index, param); }
     void set_grad(std::size_t index, const void* grad) { params_.set_grad(index, grad); }
 
@@ -94,14 +108,14 @@ public:
     void set_no_clipping() noexcept { clipping_.kind = Clip::none; }
     const Clipping& clipping() const noexcept { return clipping_; }
 
-    // Of all gradients of the last step, before clipping; NaN before the first one that clips by a norm.
+    // Of all gradients of the last step that clipped by a norm, or measured it, before clipping; NaN before the first.
     double grad_norm() const noexcept { return clipping_.norm; }
 
     // What every gradient is multiplied by before all else: 1 / the scale of a loss, say.
     void set_grad_scale(double scale) {
         const double before = std::exchange(grad_scale_, scale);
         try {
-            for (std::size_t g = 0; g < groups_.size(); ++g) checked(groups_[g].options, g);
+            for (std::size_t g = 0; g < groups_.size(); ++g) checked(groups_[g].options, g, groups_[g].is_narrow);
         } catch (...) {
             grad_scale_ = before;
             throw;
@@ -138,10 +152,13 @@ public:
         if (options.size() != groups_.size() || states.size() != params_.size())
             throw std::invalid_argument("radam: restore needs options for each group and a state for each parameter");
         std::vector<Group> groups;
-        for (std::size_t g = 0; g < options.size(); ++g) groups.push_back({options[g], checked(options[g], g)});
+        for (std::size_t g = 0; g < options.size(); ++g)
+            groups.push_back({options[g], checked(options[g], g, groups_[g].is_narrow), groups_[g].is_narrow});
         std::vector<std::vector<std::int64_t>> shapes(states.size());
         for (std::size_t i = 0; i < states.size(); ++i) {
             const Parameter& p = params_[i];
+            if (states[i].steps < 0 || states[i].steps > std::int64_t{1} << 62)
+                params_.refuse(i, "restore takes from 0 to 2^62 steps, got " + std::to_string(states[i].steps));
             const bool max = options[p.group].amsgrad || !states[i].buffers[2].empty();
             for (int part = 0; part < state_parts; ++part) {
                 const std::size_t given = states[i].buffers[part].size();
@@ -152,11 +169,11 @@ public:
             }
             if (!p.owns_state) params_.check_room(i, max);
             shapes[i] = p.is_shaped ? p.shape : states[i].shape.value_or(p.shape);
+            params_.check_shape(shapes[i], p, i);
         }
-        for (std::size_t i = 0; i < states.size();
-             ++i)  // room that is not needed, should memory end here, does no harm
-            if (Parameter& p = params_[i]; p.owns_state)
-                p.state.make(p.slot, options[p.group].amsgrad || !states[i].buffers[2].empty());
+        // Room that is not needed, should memory end here, does no harm.
+        for (std::size_t i = 0; i < states.size(); ++i)
+            params_.make_state(i, options[params_[i].group].amsgrad || !states[i].buffers[2].empty());
 
         groups_.swap(groups);  // nothing from here on throws
         for (std::size_t i = 0; i < states.size(); ++i) {
@@ -180,7 +197,7 @@ public:
 protected:
     OptimizerBase(const Options& options, const Convention& convention, Executor executor)
         : convention_(convention), executor_(std::move(executor)) {
-        groups_.push_back({options, checked(options, 0)});
+        groups_.push_back({options, checked(options, 0, false), false});
     }
     ~OptimizerBase() = default;
 
@@ -201,10 +218,13 @@ protected:
         p.slot.weights = weights_of(precision_, param_dtype);
         p.slot.seed = precision_.seed;
         p.slot.ordinal = static_cast<std::uint32_t>(index);
-        const std::size_t chunks = chunks_ + static_cast<std::size_t>(norm_chunks(size < 0 ? 0 : size));
-        params_.add(std::move(p), options.shape, options.state, groups_.back().options.amsgrad,
-                    [&] { make_room(index + 1, chunks); });
-        chunks_ = chunks;
+        const bool is_narrow = param_dtype != DType::fp64;
+        params_.add(std::move(p), options.shape, options.state, groups_.back().options.amsgrad, [&] {
+            if (is_narrow) checked(groups_.back().options, groups_.size() - 1, true);
+            make_room(index + 1, chunks_ + static_cast<std::size_t>(norm_chunks(size)));
+        });
+        chunks_ += static_cast<std::size_t>(norm_chunks(size));
+        groups_.back().is_narrow |= is_narrow;
         return index;
     }
 
@@ -224,6 +244,7 @@ private:
     struct Group {
         Options options;
         Hyperparameters hyperparameters;
+        bool is_narrow;  // has a parameter that is computed in float
     };
 
     static void refuse_violation(const Violation& found, const std::string& where) {
@@ -233,7 +254,7 @@ private:
         throw std::invalid_argument("radam: " + where + found.name + " must be " + found.rule + ", got " + value);
     }
 
-    Hyperparameters checked(const Options& options, std::size_t group) const {
+    Hyperparameters checked(const Options& options, std::size_t group, bool is_narrow) const {
         const std::string where = "group " + std::to_string(group) + ": ";
         refuse_violation(violation(options, convention_), where);
         Hyperparameters h = hyperparameters(options, convention_);
@@ -242,10 +263,10 @@ private:
         // The largest coefficients that any step can have.
         ScheduledStep step = schedule(h, std::int64_t{1} << 62);
         step.f64.step_size = h.lr / (1.0 - h.beta1);
-        if (!is_finite(step.f64) || !is_finite(round_to_float(step.f64)))
-            throw std::invalid_argument("radam: " + where +
-                                        "it would be stepped by numbers too large for float32 arithmetic; lower lr, "
-                                        "weight_decay or the scale of gradients");
+        if (!is_finite(step.f64) || (is_narrow && !is_finite(round_to_float(step.f64))))
+            throw std::invalid_argument("radam: " + where + "it would be stepped by numbers too large for " +
+                                        (is_narrow ? "float32" : "float64") +
+                                        " arithmetic; lower lr, weight_decay or the scale of gradients");
         return h;
     }
     std::size_t at(std::size_t group) const {
@@ -254,6 +275,11 @@ private:
                                     std::to_string(groups_.size()));
     }
     const Parameter& param(std::size_t index) const { return params_[params_.checked(index)]; }
+    void check_dtype(DType given, DType known, std::size_t index, const char* what) const {
+        if (given != known)
+            params_.refuse(
+                index, std::string(what) + " was added as " + name_of(known) + ", and cannot become " + name_of(given));
+    }
 
     void set_clip(Clip kind, double most, const char* name) {
         if (!(most >= 0.0)) refuse_violation({name, "a number, at least 0", most}, "");
@@ -320,11 +346,11 @@ public:
                             Executor executor = Loops::executor())
         : OptimizerBase(options, convention, std::move(executor)) {}
     BasicOptimizer(const Options& options, const char* convention, Executor executor = Loops::executor())
-        : BasicOptimizer(options, convention_of(convention), std::move(executor)) {}
+        : BasicOptimizer(options, convention_of(convention == nullptr ? "" : convention), std::move(executor)) {}
 
-    // A parameter and its gradient (null: none yet) of `size` elements each, in the last group. They stay the
-    // embedder's and must outlive the optimizer. Param and Grad are double, or any of float, bf16 and fp16.
-    // Returns the parameter's number.
+    // A parameter and its gradient (null: none yet; its type says which it will be) of `size` elements each, in the
+    // last group. They stay the embedder's and must outlive the optimizer. Param and Grad are double, or any of float,
+    // bf16 and fp16. Returns the parameter's number.
     template <class Param, class Grad>
     std::size_t add_param(Param* param, const Grad* grad, std::int64_t size, const ParamOptions& options = {}) {
         constexpr bool fits = is_pair(dtype_of<Param>(), dtype_of<Grad>());
@@ -338,6 +364,8 @@ public:
         return add_param(param, static_cast<const Param*>(nullptr), size, options);
     }
     // The same of vectors that stay where they are: they must not grow.
+    template <class Param, class Grad>
+    std::size_t add_param(std::vector<Param>& param, const std::vector<Grad>&& grad, const ParamOptions& = {}) = delete;
     template <class Param, class Grad>
     std::size_t add_param(std::vector<Param>& param, const std::vector<Grad>& grad, const ParamOptions& options = {}) {
         if (param.size() != grad.size())

@@ -8,8 +8,11 @@
 
 #include "states.hpp"
 #include "tiles.hpp"
+#include "utf8.hpp"
 
 namespace radam {
+
+constexpr std::size_t most_shape = 64;  // dimensions: those of NumPy, whose arrays states are in saved files
 
 struct ParamOptions {
     std::string name = {};                 // for messages and saved files
@@ -26,6 +29,7 @@ struct Parameter {
     bool is_shaped = false, owns_state = true;
     std::int64_t steps = 0;
     OwnedState state;
+    unsigned known_parts = 0;  // of its state: a bit for each whose memory is known to be taken
     Stretches::Handle place, grad_place;
 };
 
@@ -45,6 +49,7 @@ public:
              F make_room) {
         const std::size_t index = all_.size();
         const Slot& slot = p.slot;
+        if (!is_utf8(p.name)) refuse(index, "", "its name is not UTF-8");
         if (slot.size < 0) refuse(index, p.name, "its size must be at least 0, got " + std::to_string(slot.size));
         if (!is_pair(slot.param_dtype, slot.grad_dtype))
             refuse(index, p.name,
@@ -55,7 +60,7 @@ public:
         check_param(slot.param, p, index, Stretches::none);
         p.is_shaped = !shape.empty();
         p.shape = p.is_shaped ? shape : std::vector<std::int64_t>{slot.size};
-        check_shape(p, index);
+        check_shape(p.shape, p, index);
         check_grad(slot.grad, p, index);
         if (meet(slot.grad, grad_bytes(p), slot.param, param_bytes(p)))
             refuse(index, p.name, "its gradient shares memory with the parameter itself; give it a buffer of its own");
@@ -92,8 +97,16 @@ public:
     void make_max(std::size_t group) {
         for (std::size_t i = 0; i < all_.size(); ++i)
             if (const Parameter& p = all_[i]; p.group == group && !p.owns_state) check_room(i, true);
-        for (Parameter& p : all_)
-            if (p.group == group && p.owns_state) p.state.make(p.slot, true);
+        for (std::size_t i = 0; i < all_.size(); ++i)
+            if (all_[i].group == group) make_state(i, true);
+    }
+
+    // Makes what a state of an optimizer's own lacks.
+    void make_state(std::size_t index, bool amsgrad) {
+        Parameter& p = all_[index];
+        if (!p.owns_state) return;
+        p.state.make(p.slot, amsgrad);
+        for_each_new_part(p, [&](const void* data, std::int64_t bytes) { written_.add(data, bytes, index); });
     }
 
     // Whether an embedder's state has all its parts.
@@ -112,6 +125,19 @@ public:
         for (const int part : {2, 5})
             has = has && (part_of(p.slot, part) != nullptr || part_bytes(p.slot, part, true) == 0);
         return p.owns_state || has;
+    }
+
+    static void check_shape(const std::vector<std::int64_t>& shape, const Parameter& p, std::size_t index) {
+        if (shape.size() > most_shape)
+            refuse(index, p.name, "its shape has more than " + std::to_string(most_shape) + " dimensions");
+        std::int64_t count = 1;
+        bool fits = true;
+        for (const std::int64_t n : shape) {
+            fits = fits && n >= 0 && (n == 0 || count <= std::numeric_limits<std::int64_t>::max() / n);
+            if (fits) count *= n;
+        }
+        if (!fits || count != p.slot.size)
+            refuse(index, p.name, "its shape does not have its " + std::to_string(p.slot.size) + " elements");
     }
 
     std::size_t checked(std::size_t index) const {
@@ -135,17 +161,6 @@ private:
         const auto x = reinterpret_cast<std::uintptr_t>(a), y = reinterpret_cast<std::uintptr_t>(b);
         return a != nullptr && b != nullptr && a_bytes > 0 && b_bytes > 0 &&
                x < y + static_cast<std::uintptr_t>(b_bytes) && y < x + static_cast<std::uintptr_t>(a_bytes);
-    }
-
-    static void check_shape(const Parameter& p, std::size_t index) {
-        std::int64_t count = 1;
-        bool fits = true;
-        for (const std::int64_t n : p.shape) {
-            fits = fits && n >= 0 && (n == 0 || count <= std::numeric_limits<std::int64_t>::max() / n);
-            if (fits) count *= n;
-        }
-        if (!fits || count != p.slot.size)
-            refuse(index, p.name, "its shape does not have its " + std::to_string(p.slot.size) + " elements");
     }
 
     // Memory that is written must be where no other parameter, state or gradient is.
@@ -194,7 +209,7 @@ private:
         }
     }
 
-    // Remembers where a parameter, its gradient and an embedder's state are.
+    // Remembers where a parameter, its gradient and its state are.
     void take_places(Parameter& p, std::size_t index) {
         std::vector<Stretches::Handle> taken;
         taken.reserve(state_parts + 1);
@@ -204,17 +219,24 @@ private:
         };
         try {
             p.place = take(p.slot.param, param_bytes(p));
-            for (int part = 0; !p.owns_state && part < state_parts; ++part)
-                if (part_of(p.slot, part) != nullptr) take(part_of(p.slot, part), part_bytes(p.slot, part, true));
+            for_each_new_part(p, take);
             p.grad_place = grads_.add(p.slot.grad, p.slot.grad == nullptr ? 0 : grad_bytes(p), index);
         } catch (...) {
             for (const Stretches::Handle stretch : taken) written_.remove(stretch);
             throw;
         }
     }
+    template <class F>
+    static void for_each_new_part(Parameter& p, F take) {
+        for (int part = 0; part < state_parts; ++part) {
+            if (part_of(p.slot, part) == nullptr || (p.known_parts >> part & 1u) != 0) continue;
+            take(part_of(p.slot, part), part_bytes(p.slot, part, true));
+            p.known_parts |= 1u << part;
+        }
+    }
 
     std::vector<Parameter> all_;
-    Stretches written_, grads_;
+    Stretches written_{true}, grads_{false};
 };
 
 }  // namespace radam

@@ -233,7 +233,8 @@ RADAM_API radam_status radam_set_skip_nonfinite(radam_optimizer* optimizer, int 
 
 /* ---- steps */
 
-/* One step of every parameter that has a gradient. Allocates nothing.
+/* One step of every parameter that has a gradient. Allocates nothing, but for the pool's threads when they are first
+   needed.
    happened: 1, or 0 where the step was left out, see radam_set_skip_nonfinite; may be null. */
 RADAM_API radam_status radam_step(radam_optimizer* optimizer, int* happened);
 

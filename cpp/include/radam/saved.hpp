@@ -3,7 +3,7 @@
 // A file is safetensors. Its tensors are "0.exp_avg", "0.exp_avg_sq" and so on: a parameter's number and what the
 // tensor is. All else is JSON in the metadata "radam". A parameter that never took a step is not in it, nor are
 // clipping, skip_nonfinite and the gradient scale. What a Python user put into a group, and is no option here, load
-// passes over.
+// passes over. It reads all of a file before it changes anything: meanwhile memory holds the states two or three times.
 #pragma once
 
 #include <cmath>
@@ -18,6 +18,8 @@
 namespace radam {
 
 namespace detail {
+
+static_assert(most_shape <= most_dims, "every shape is a layout's");
 
 constexpr int saved_moments = 3;
 constexpr const char* moment_keys[saved_moments] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};

@@ -40,8 +40,8 @@ inline Violation violation(const Hyperparameters& h) noexcept {
     constexpr const char* size = "a finite number, at least 0";
     constexpr const char* unit = "at least 0 and below 1";
     if (!not_negative(h.lr)) return {"lr", size, h.lr};
-    if (!is_beta(h.beta1)) return {"betas[0]", unit, h.beta1};
-    if (!is_beta(h.beta2)) return {"betas[1]", unit, h.beta2};
+    if (!is_beta(h.beta1)) return {"beta1", unit, h.beta1};
+    if (!is_beta(h.beta2)) return {"beta2", unit, h.beta2};
     if (!not_negative(h.eps)) return {"eps", size, h.eps};
     if (!not_negative(h.eps_root)) return {"eps_root", size, h.eps_root};
     if (!not_negative(h.weight_decay)) return {"weight_decay", size, h.weight_decay};

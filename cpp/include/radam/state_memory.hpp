@@ -44,7 +44,8 @@ private:
     std::size_t alignment_ = line;
 };
 
-// Stretches of memory, each with a number: which of them meets another one.
+// Stretches of memory, each with a number: which of them meets another one. are_apart: none that is added meets one of
+// another number, so that nobody need look far.
 class Stretches {
     struct Stretch {
         std::uintptr_t last;  // the byte behind it
@@ -54,6 +55,8 @@ class Stretches {
 
 public:
     using Handle = Map::iterator;
+
+    explicit Stretches(bool are_apart) noexcept : are_apart_(are_apart) {}
 
     // An empty one meets none.
     Handle add(const void* data, std::int64_t bytes, std::size_t number) {
@@ -79,14 +82,16 @@ public:
         if (first == last) return none;
         for (auto at = stretches_.lower_bound(last); at != stretches_.begin();) {
             --at;
-            if (at->first + static_cast<std::uintptr_t>(longest_) <= first) break;
-            if (at->second.last > first && at->second.last > at->first && at->second.number != except)
-                return at->second.number;
+            if (first > at->first && first - at->first >= static_cast<std::uintptr_t>(longest_)) break;
+            if (at->second.last == at->first || at->second.number == except) continue;
+            if (at->second.last > first) return at->second.number;
+            if (are_apart_) break;
         }
         return none;
     }
 
 private:
+    bool are_apart_;
     Map stretches_;
     std::int64_t longest_ = 0;
 };

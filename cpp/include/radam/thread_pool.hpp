@@ -2,8 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <system_error>
@@ -60,14 +64,13 @@ public:
         return Executor(threads_, [this](const Parts& parts) { run(parts); });
     }
 
-    // Part 0 on the calling thread, the others on the pool. While another caller has the pool, a job runs on its own
-    // thread alone.
+    // Part 0 on the calling thread, the others on the pool, those beyond its threads on the calling one too. While
+    // another job has the pool, a job runs on its caller's thread alone.
     void run(const Parts& parts) noexcept {
         if (parts.count() > 1 && !is_forked()) {
-            try {
-                const std::unique_lock<std::mutex> lock(shared_->busy, std::try_to_lock);
-                if (lock.owns_lock()) return shared_->run(parts);
-            } catch (const std::exception&) {
+            if (!shared_->busy.test_and_set(std::memory_order_acquire)) {
+                shared_->run(parts, threads_);
+                return shared_->busy.clear(std::memory_order_release);
             }
         }
         for (int index = 0; index < parts.count(); ++index) parts(index);
@@ -75,7 +78,8 @@ public:
 
 private:
     struct Shared {
-        std::mutex busy;  // held by the caller whose job is running
+        std::atomic_flag busy =
+            ATOMIC_FLAG_INIT;  // while a job is running; a mutex must not be tried twice by its owner
         std::mutex mutex;
         std::condition_variable start, done;
         std::uint64_t generation = 0;
@@ -114,8 +118,8 @@ private:
             return std::min(static_cast<int>(workers.size()), wanted);
         }
 
-        void run(const Parts& parts) noexcept {
-            const int helped = grow(parts.count() - 1);
+        void run(const Parts& parts, int threads) noexcept {
+            const int helped = grow(std::min(parts.count(), threads) - 1);
             if (helped > 0) {
                 {
                     const std::lock_guard<std::mutex> lock(mutex);
@@ -151,6 +155,7 @@ private:
     static void leave_signals_to_others() noexcept {
         sigset_t all;
         sigfillset(&all);
+        for (const int own : {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGPROF, SIGSEGV, SIGTRAP}) sigdelset(&all, own);
         pthread_sigmask(SIG_BLOCK, &all, nullptr);
     }
     bool is_forked() const noexcept { return process_ != getpid(); }

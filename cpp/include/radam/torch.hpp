@@ -6,8 +6,9 @@
 
 #include <atomic>
 #include <cmath>
+#include <exception>
 #include <memory>
-#include <stdexcept>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -45,16 +46,17 @@ public:
     // reference to that class, knows LibTorch's own options only: the group would have the optimizer's.)
     // c10::Error, and nothing changed, where a hyperparameter is out of range or a parameter is none or here already.
     void add_param_group(const ::torch::optim::OptimizerParamGroup& group) {
+        const Turn turn(*work_);
         ::torch::optim::OptimizerParamGroup made(group.params());
         const auto& defaults = static_cast<const RAdamOptions&>(*defaults_);
         RAdamOptions options = RAdamOptions().with_defaults(defaults);
-        if (group.has_options()) {
-            const auto* const given = dynamic_cast<const RAdamOptions*>(&group.options());
-            TORCH_CHECK(given != nullptr, "radam: the options of a group must be radam::torch::RAdamOptions");
-            options = given->with_defaults(defaults);
-        }
-        detail::Call::checked(options, settings_, param_groups_.size());
+        const std::size_t number = param_groups_.size();
+        if (group.has_options()) options = detail::options_in(group, number).with_defaults(defaults);
+        detail::Call::checked(options, settings_, number);
         check_params(group.params());
+        if (never_rectifies(options_of(options), settings_.convention))
+            TORCH_WARN("radam: group ", number, ": with beta2 ", std::get<1>(options.betas()),
+                       " no step is ever rectified in convention \"", settings_.convention.name, "\"");
         made.set_options(std::make_unique<RAdamOptions>(options));
         param_groups_.push_back(std::move(made));
     }
@@ -81,22 +83,30 @@ public:
     void set_max_grad_norm(double most) { set_clip(Clip::norm, most, "max_grad_norm"); }
     // The gradient of each parameter by itself.
     void set_max_tensor_grad_norm(double most) { set_clip(Clip::tensor, most, "max_tensor_grad_norm"); }
-    void set_no_clipping() noexcept { settings_.clipping.kind = Clip::none; }
+    void set_no_clipping() {
+        const Turn turn(*work_);
+        settings_.clipping.kind = Clip::none;
+    }
     // Of all gradients of the last step, before clipping; NaN before the first one that clips by a norm.
     double grad_norm() const noexcept { return settings_.clipping.norm; }
 
     // A step is left out, and changes nothing, where a gradient holds an inf or a NaN.
-    void skip_nonfinite(bool skip) noexcept { settings_.skips = skip; }
+    void skip_nonfinite(bool skip) {
+        const Turn turn(*work_);
+        settings_.skips = skip;
+    }
     std::int64_t skipped_steps() const noexcept { return skipped_; }
 
     // What every gradient is multiplied by before all else: 1 / the scale of a loss, say.
     void set_grad_scale(double scale) {
+        const Turn turn(*work_);
         TORCH_CHECK(std::isfinite(scale), "radam: grad_scale must be a finite number, got ", scale);
         settings_.grad_scale = scale;
     }
 
-    // Other threads than LibTorch's.
+    // Other threads than LibTorch's, libtorch_threads().
     void set_executor(Executor executor) {
+        const Turn turn(*work_);
         executor_ = std::move(executor);
         has_own_executor_ = true;
     }
@@ -104,21 +114,27 @@ public:
     // ---- archives: torch::save(optimizer, path), torch::load(optimizer, path)
 
     void save(::torch::serialize::OutputArchive& archive) const override {
-        ::torch::optim::serialize<RAdamParamState, RAdamOptions>(archive, *this);
-        detail::write_marks(archive, settings_);
+        const Turn turn(*work_);
+        detail::write_archive(archive, param_groups_, state_, settings_);
     }
 
     // States in fewer bits and in more load into each other. c10::Error, and nothing changed, where something does not
     // fit.
     void load(::torch::serialize::InputArchive& archive) override {
+        const Turn turn(*work_);
+        std::vector<RAdamOptions*> options;
+        for (auto& group : param_groups_) options.push_back(&detail::options_in(group, options.size()));
         detail::Loaded loaded;
         try {
             loaded = detail::read_archive(archive, param_groups_, settings_);
-        } catch (const std::logic_error& error) {  // a key that is no number
+        } catch (const c10::Error&) {
+            throw;
+        } catch (const std::bad_alloc&) {
+            throw;
+        } catch (const std::exception& error) {  // LibTorch's own of a broken archive; a key that is no number
             TORCH_CHECK(false, "radam: this is no archive of an optimizer (", error.what(), ")");
         }
-        for (std::size_t g = 0; g < param_groups_.size(); ++g)
-            static_cast<RAdamOptions&>(param_groups_[g].options()) = loaded.options[g];
+        for (std::size_t g = 0; g < options.size(); ++g) *options[g] = loaded.options[g];
         state_.swap(loaded.states);
         settings_.precision.seed = loaded.seed;
     }
@@ -135,6 +151,7 @@ protected:
     }
 
     void set_precision(const Precision& precision, const Sweeps& staged) {
+        const Turn turn(*work_);
         TORCH_CHECK(state_.empty(), "radam: set_precision comes before the first step, which makes the states");
         const Violation found = violation(precision);
         TORCH_CHECK(found.name == nullptr, "radam: ", found.name, " must be ", found.rule, ", got ", found.value);
@@ -142,8 +159,7 @@ protected:
         settings_.staged = &staged;
     }
     void set_max_grad_value(double most, const Sweeps& staged) {
-        set_clip(Clip::value, most, "max_grad_value");
-        settings_.staged = &staged;
+        set_clip(Clip::value, most, "max_grad_value", &staged);
     }
 
 private:
@@ -153,12 +169,11 @@ private:
         detail::Call call;
     };
 
-    // One step at a time; its vectors are emptied afterwards, and keep their memory.
+    // One call at a time; the vectors of a step are emptied afterwards, and keep their memory.
     class Turn {
     public:
         explicit Turn(Work& work) : work_(work) {
-            TORCH_CHECK(!work_.is_taken.exchange(true),
-                        "radam: a step of this optimizer is under way in another thread");
+            TORCH_CHECK(!work_.is_taken.exchange(true), "radam: another call of this optimizer is under way");
         }
         Turn(const Turn&) = delete;
         Turn& operator=(const Turn&) = delete;
@@ -203,10 +218,12 @@ private:
         }
     }
 
-    void set_clip(Clip clip, double most, const char* name) {
+    void set_clip(Clip clip, double most, const char* name, const Sweeps* staged = nullptr) {
+        const Turn turn(*work_);
         TORCH_CHECK(most >= 0.0, "radam: ", name, " must be a number, at least 0, got ", most);
         settings_.clipping.kind = clip;
         settings_.clipping.most = most;
+        if (staged != nullptr) settings_.staged = staged;
     }
 
     detail::Settings settings_;

@@ -1,6 +1,7 @@
 // States through torch archives.
 #pragma once
 
+#include <cfenv>
 #include <sstream>
 
 #include "watched.hpp"
@@ -86,6 +87,102 @@ inline void states_load_into_more_and_fewer_bits() {
     take_steps(half, 3, 4);
 }
 
+inline void a_load_has_the_same_bits_in_any_floating_point_mode() {
+    using radam::StateDType;
+    const std::vector<Tensor> mine = params();
+    const auto loaded = [&](const std::string& bytes, StateDType kept) {
+        RAdam made(mine);
+        made.set_precision(precision(false, false, kept));
+        load(made, bytes);
+        return std::make_pair(saved(made), Everything(made));
+    };
+    RAdam wide(mine);
+    take_steps(wide, 0, 3);
+    state_of(wide, mine[2]).exp_avg().mul_(1e-38f);  // subnormal
+    state_of(wide, mine[2]).exp_avg_sq().mul_(1e-36f);
+    const std::string of_numbers = saved(wide), of_codes = loaded(of_numbers, StateDType::eight_bit).first;
+    const std::pair<std::function<void()>, std::function<void()>> modes[] = {
+        {[] { at::globalContext().setFlushDenormal(true); }, [] { at::globalContext().setFlushDenormal(false); }},
+        {[] { std::fesetround(FE_UPWARD); }, [] { std::fesetround(FE_TONEAREST); }},
+    };
+    for (const std::string& bytes : {of_numbers, of_codes})
+        for (const StateDType kept : {StateDType::float32, StateDType::eight_bit})
+            for (const auto& [begin, end] : modes) {
+                const Everything expected = loaded(bytes, kept).second;
+                begin();
+                const Everything found = loaded(bytes, kept).second;
+                end();
+                EXPECT(expected == found);
+            }
+}
+
+inline void foreign_options_and_states_are_neither_saved_nor_loaded_over() {
+    struct Foreign {
+        const char* message;
+        std::function<void(RAdam&)> make;
+        bool loads;  // over a state, whatever it is
+    };
+    const Foreign table[] = {
+        {"the options of group 1 must be radam::torch::RAdamOptions",
+         [](RAdam& o) { o.param_groups()[1].set_options(std::make_unique<torch::optim::SGDOptions>(0.1)); }, false},
+        {"the options of group 1 must be radam::torch::RAdamOptions",
+         [](RAdam& o) { o.param_groups()[1] = Group(o.param_groups()[1].params()); }, false},
+        {"parameter 0 of group 1 has a state that is no RAdamParamState",
+         [](RAdam& o) {
+             o.state()[o.param_groups()[1].params()[0].unsafeGetTensorImpl()] =
+                 std::make_unique<torch::optim::SGDParamState>();
+         },
+         true},
+    };
+    const auto two_groups = [](double lr) {
+        return std::make_unique<RAdam>(std::vector<Group>{{{numbers({3}, 1)}}, {{numbers({3}, 2)}}}, RAdamOptions(lr));
+    };
+    const auto good = two_groups(0.5);
+    take_steps(*good, 0, 2);
+    for (const Foreign& foreign : table) {
+        const auto optimizer = two_groups(0.25);
+        take_steps(*optimizer, 0, 3);
+        foreign.make(*optimizer);
+        EXPECT(refuses([&] { saved(*optimizer); }, {foreign.message}));
+        if (foreign.loads) {
+            load(*optimizer, saved(*good));
+            EXPECT(Everything(*optimizer).states[1] == Everything(*good).states[1]);
+        } else {
+            EXPECT(refuses([&] { load(*optimizer, saved(*good)); }, {foreign.message}));
+            const Tensor first = optimizer->param_groups()[0].params()[0];
+            EXPECT(options_of(*optimizer, 0).lr() == 0.25 && state_of(*optimizer, first).step() == 3);
+        }
+    }
+}
+
+inline void states_of_parameters_that_have_left_are_not_saved() {
+    const std::vector<Tensor> mine = params();
+    RAdam optimizer(mine), resumed({mine[0], mine[1]});
+    take_steps(optimizer, 0, 3);
+    optimizer.param_groups()[0].params().pop_back();
+    load(resumed, saved(optimizer));
+    EXPECT(optimizer.state().size() == 3 && resumed.state().size() == 2);
+    EXPECT(state_of(resumed, mine[1]) == state_of(optimizer, mine[1]));
+}
+
+// Run where LibTorch has one.
+inline void archives_can_be_loaded_to_a_gpu() {
+    using radam::StateDType;
+    const std::vector<Tensor> mine = params();
+    RAdam coded(mine);
+    coded.set_precision(precision(false, false, StateDType::eight_bit));
+    take_steps(coded, 0, 3);
+    for (const StateDType kept : {StateDType::float32, StateDType::eight_bit}) {
+        RAdam there(mine), here(mine);
+        for (RAdam* optimizer : {&there, &here}) optimizer->set_precision(precision(false, false, kept));
+        std::istringstream stream(saved(coded));
+        torch::load(there, stream, torch::Device(torch::kCUDA));
+        load(here, saved(coded));
+        EXPECT(Everything(there) == Everything(here));
+        there.step();
+    }
+}
+
 inline void a_load_that_does_not_fit_changes_nothing() {
     const std::vector<Tensor> mine = params();
     const auto archive_of = [](const std::function<void(torch::serialize::OutputArchive&)>& write) {
@@ -101,6 +198,16 @@ inline void a_load_that_does_not_fit_changes_nothing() {
         if (edit) edit(made);
         return saved(made);
     };
+    // As LibTorch writes an optimizer, which looks at nothing.
+    const auto as_it_is = [&](const std::function<void(RAdam&)>& edit) {
+        return archive_of([&](torch::serialize::OutputArchive& archive) {
+            RAdam made(params());
+            take_steps(made, 0, 2);
+            edit(made);
+            torch::optim::serialize<RAdamParamState, RAdamOptions>(archive, made);
+            radam::torch::detail::write_marks(archive, {});
+        });
+    };
     torch::optim::Adam adam(params());
     std::ostringstream adam_archive;
     torch::save(adam, adam_archive);
@@ -114,7 +221,14 @@ inline void a_load_that_does_not_fit_changes_nothing() {
         {of_other(complex), "is ComplexFloat in the archive, the parameter Float"},
         {of_other(params(), [&](RAdam& o) { third(o).exp_avg(Tensor()); }), "no exp_avg of parameter 2 of group 0"},
         {of_other(params(), [&](RAdam& o) { third(o).exp_avg_sq(-at::ones({7})); }), "holds a negative number"},
-        {of_other(params(), [&](RAdam& o) { third(o).step(-3); }), "must be at least 0, got -3"},
+        {of_other(params(), [&](RAdam& o) { third(o).step(-3); }), "must be from 0 to 2^62, got -3"},
+        {of_other(params(), [&](RAdam& o) { third(o).step((std::int64_t{1} << 62) + 1); }), "must be from 0 to 2^62"},
+        {of_other(params(), [&](RAdam& o) { third(o).exp_avg(at::zeros({7}, at::kChar).to_sparse()); }),
+         "exp_avg of parameter 2 of group 0 has layout Sparse in the archive"},
+        {as_it_is([](RAdam& o) { o.state()[nullptr] = std::make_unique<RAdamParamState>(); }),
+         "a state of no parameter"},
+        {as_it_is([](RAdam& o) { o.param_groups()[0].params()[2] = o.param_groups()[0].params()[1]; }),
+         "parameter 2 of group 0 shares its state"},
         {of_other(params(), [&](RAdam& o) { third(o).exp_avg(at::zeros({7}, at::kChar)); }), "exp_avg_scale"},
         {of_other(params(), [&](RAdam& o) { options_of(o, 0).lr(-1.0); }), "lr must be"},
         {of_other(params(), [&](RAdam& o) { o.add_param_group({{numbers({2}, 1)}}); }), "2 parameter groups"},

@@ -16,6 +16,7 @@ using namespace promises;
 const std::map<std::string, void (*)()> table{
     PROMISE(groups_inherit_what_is_not_set_for_them),
     PROMISE(groups_come_between_steps),
+    PROMISE(groups_that_are_never_rectified_are_warned_of),
     PROMISE(wrong_hyperparameters_are_refused),
     PROMISE(wrong_groups_are_refused),
     PROMISE(wrong_input_changes_nothing),
@@ -26,17 +27,22 @@ const std::map<std::string, void (*)()> table{
     PROMISE(schedulers_of_libtorch_set_the_learning_rate),
     PROMISE(training_goes_on_from_an_archive_with_the_same_bits),
     PROMISE(states_load_into_more_and_fewer_bits),
+    PROMISE(a_load_has_the_same_bits_in_any_floating_point_mode),
+    PROMISE(foreign_options_and_states_are_neither_saved_nor_loaded_over),
+    PROMISE(states_of_parameters_that_have_left_are_not_saved),
     PROMISE(a_load_that_does_not_fit_changes_nothing),
+    PROMISE(archives_can_be_loaded_to_a_gpu),
     PROMISE(options_and_states_compare_and_are_cloned),
     PROMISE(any_number_of_threads_gives_the_same_bits),
     PROMISE(the_default_threads_are_libtorchs),
     PROMISE(an_executor_of_ones_own_runs_the_parts),
+    PROMISE(an_optimizer_serves_one_call_at_a_time),
     PROMISE(steps_with_inf_or_nan_are_left_out),
     PROMISE(gradients_of_a_scaled_loss_are_unscaled),
     PROMISE(lazy_gradients_step_as_what_they_stand_for),
     PROMISE(steps_work_in_inference_mode),
     PROMISE(an_optimizer_can_be_moved),
-    PROMISE(a_step_allocates_nothing_after_the_first_two),
+    PROMISE(a_step_allocates_nothing_after_the_first),
 };
 
 }  // namespace

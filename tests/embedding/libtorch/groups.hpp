@@ -51,13 +51,30 @@ inline void groups_come_between_steps() {
     EXPECT(state_of(late, all[0]).step() == 12 && state_of(late, all[1]).step() == 6);
 }
 
+inline void groups_that_are_never_rectified_are_warned_of() {
+    struct Noted : c10::WarningHandler {
+        void process(const c10::Warning& warning) override { text += warning.msg(); }
+        std::string text;
+    } noted;
+    const c10::WarningUtils::WarningHandlerGuard guard(&noted);
+    const RAdamOptions never = RAdamOptions().betas({0.9, 0.625});
+    RAdam optimizer({numbers({3}, 1)});
+    RAdam adam({numbers({3}, 2)}, never, radam::adam);
+    EXPECT(noted.text.empty());
+    optimizer.add_param_group({{numbers({3}, 3)}, std::make_unique<RAdamOptions>(never)});
+    EXPECT(noted.text.find("group 1: with beta2 0.625 no step is ever rectified") != std::string::npos);
+    noted.text.clear();
+    RAdam warned({numbers({3}, 4)}, never);
+    EXPECT(noted.text.find("group 0: with beta2 0.625") != std::string::npos);
+}
+
 inline void wrong_hyperparameters_are_refused() {
     const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
     const std::pair<RAdamOptions, const char*> table[] = {
         {RAdamOptions(-1.0), "lr must be"},
         {RAdamOptions(nan), "lr must be"},
-        {RAdamOptions().betas({1.0, 0.9}), "betas[0] must be"},
-        {RAdamOptions().betas({0.9, -0.1}), "betas[1] must be"},
+        {RAdamOptions().betas({1.0, 0.9}), "beta1 must be"},
+        {RAdamOptions().betas({0.9, -0.1}), "beta2 must be"},
         {RAdamOptions().eps(inf), "eps must be"},
         {RAdamOptions().weight_decay(-1e-9), "weight_decay must be"},
     };

@@ -100,7 +100,8 @@ void follow(const std::string& path) {
     for (std::uint64_t t = 0; t < whole(plan, "steps"); ++t) {
         for (std::size_t i = 0; i < count; ++i) {
             const auto grad = arrays.find("grad." + std::to_string(t) + "." + std::to_string(i));
-            optimizer.set_grad(i, grad == arrays.end() ? nullptr : grad->second.bytes.data());
+            const void* const place = grad == arrays.end() ? nullptr : grad->second.bytes.data();
+            optimizer.set_grad(i, place);
         }
         optimizer.step();
     }

@@ -28,6 +28,11 @@ namespace detail {
 [[noreturn]] inline void refuse_file(const char* what, const std::string& path) {
     throw std::runtime_error(std::string("radam: ") + what + path);
 }
+
+inline void refuse_nul(const std::string& path) {
+    const std::size_t nul = path.find('\0');
+    if (nul != std::string::npos) refuse_file("no path goes on behind a NUL: ", path.substr(0, nul));
+}
 [[noreturn]] inline void fail_at_file(const char* what, const std::string& path, int error) {
     throw std::runtime_error(std::string("radam: ") + what + path + ": " + std::generic_category().message(error));
 }
@@ -45,7 +50,7 @@ inline Path native(const std::string& path) {
 }
 inline std::FILE* open_file(const Path& path, const wchar_t* mode) noexcept { return _wfopen(path.c_str(), mode); }
 inline std::FILE* open_to_read(const Path& path) noexcept { return open_file(path, L"rb"); }
-inline std::FILE* create(const Path& path) noexcept { return open_file(path, L"wbx"); }
+inline std::FILE* create(const Path& path, bool) noexcept { return open_file(path, L"wbx"); }
 inline bool exists(const Path& path) {
     std::error_code none;
     return std::filesystem::exists(path, none);
@@ -75,7 +80,7 @@ inline Path target_of(const Path& link) {
 inline int seek(std::FILE* file, std::int64_t offset, int from) noexcept { return _fseeki64(file, offset, from); }
 inline std::int64_t tell(std::FILE* file) noexcept { return _ftelli64(file); }
 inline int sync(std::FILE* file) noexcept { return _commit(_fileno(file)); }
-inline int sync_folder(const Path&) noexcept { return 0; }                   // there is no such thing
+inline void sync_folder(const Path&) noexcept {}                             // there is no such thing
 inline int keep_permissions(std::FILE*, const Path&) noexcept { return 0; }  // one that is read-only is not replaced
 inline int replace(const Path& from, const Path& to) {
     std::error_code error;
@@ -90,8 +95,8 @@ using Path = std::string;
 inline const Path& native(const std::string& path) noexcept { return path; }
 inline const std::string& shown(const Path& path) noexcept { return path; }
 inline std::FILE* open_to_read(const Path& path) noexcept { return std::fopen(path.c_str(), "rb"); }
-inline std::FILE* create(const Path& path) noexcept {
-    const int handle = ::open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
+inline std::FILE* create(const Path& path, bool is_private) noexcept {
+    const int handle = ::open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, is_private ? 0600 : 0666);
     if (handle < 0) return nullptr;
     std::FILE* const file = ::fdopen(handle, "wb");
     if (file == nullptr) ::close(handle), ::unlink(path.c_str());
@@ -130,12 +135,11 @@ inline int seek(std::FILE* file, std::int64_t offset, int from) noexcept {
 }
 inline std::int64_t tell(std::FILE* file) noexcept { return ::ftello(file); }
 inline int sync(std::FILE* file) noexcept { return ::fsync(::fileno(file)); }
-inline int sync_folder(const Path& path) noexcept {
+inline void sync_folder(const Path& path) noexcept {  // where it can be read, and its file system knows how
     const int handle = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (handle < 0) return errno;
-    const int error = ::fsync(handle) == 0 ? 0 : errno;
+    if (handle < 0) return;
+    ::fsync(handle);
     ::close(handle);
-    return error;
 }
 inline int keep_permissions(std::FILE* file, const Path& old) noexcept {
     struct stat found;
@@ -179,6 +183,7 @@ inline std::string random_name() {
 class InFile {
 public:
     explicit InFile(const std::string& path) : path_(path) {
+        detail::refuse_nul(path);
         const detail::Path found = detail::native(path);
         if (!detail::is_file(found)) detail::refuse_file("no such file: ", path);  // a pipe would wait for ever
         file_ = detail::open_to_read(found);
@@ -215,15 +220,16 @@ private:
 class WholeFile {
 public:
     explicit WholeFile(const std::string& path) {
-        if (path.find('\0') != std::string::npos) detail::refuse_file("no path has a NUL in it: ", path);
+        detail::refuse_nul(path);
         target_ = detail::through_links(detail::native(path));
         if (!detail::is_folder(detail::folder_of(target_)))
             detail::refuse_file("no such folder: ", detail::shown(detail::folder_of(target_)));
-        if (detail::exists(target_) && !detail::is_file(target_))
+        const bool replaces = detail::exists(target_);  // what nobody else may read, perhaps
+        if (replaces && !detail::is_file(target_))
             detail::refuse_file("it is there and is no file: ", detail::shown(target_));
         for (int attempt = 0; file_ == nullptr; ++attempt) {
             temporary_ = detail::beside(target_, detail::random_name());
-            file_ = detail::create(temporary_);
+            file_ = detail::create(temporary_, replaces);
             if (file_ == nullptr && (errno != EEXIST || attempt == 100)) fail(errno);
         }
     }
@@ -250,8 +256,7 @@ public:
             detail::remove_file(temporary_);
             fail(error);
         }
-        error = detail::sync_folder(detail::folder_of(target_));  // the rename itself
-        if (error != 0) fail(error);
+        detail::sync_folder(detail::folder_of(target_));  // the rename itself, which is done and no error any more
     }
 
 private:

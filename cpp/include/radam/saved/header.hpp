@@ -56,7 +56,6 @@ inline std::string saved_names(const OptimizerBase& optimizer, std::size_t first
     for (std::size_t i = first; i < last; ++i) {
         const std::string& name = optimizer.name(i);
         if (name.empty()) return {};
-        if (!json::is_utf8(name)) refuse("the name of parameter " + std::to_string(i) + " is not UTF-8");
         list += (list.empty() ? "[" : ", ") + text_of(name);
     }
     return list.empty() ? list : list + "]";
@@ -127,7 +126,7 @@ inline bool mean_the_same(const Json& a, const Json& b) {
     if (a.kind == Json::Kind::number) return json::read_double(a.text, x) && json::read_double(b.text, y) && x == y;
     if (a.text != b.text) return false;
     for (std::size_t i = 0; i < a.items.size(); ++i) {
-        const Json* const other = a.kind == Json::Kind::object ? b.find(a.keys[i].c_str()) : &b.items[i];
+        const Json* const other = a.kind == Json::Kind::object ? b.find(a.keys[i]) : &b.items[i];
         if (other == nullptr || !mean_the_same(a.items[i], *other)) return false;
     }
     return true;

@@ -12,6 +12,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -24,6 +25,8 @@
 #define RADAM_JSON_CHARCONV 0
 #endif
 #endif
+
+#include "../utf8.hpp"
 
 namespace radam {
 
@@ -38,7 +41,7 @@ struct Json {
     std::vector<std::string> keys;  // whose keys these are, in the order of the file
 
     // The value of an object's key; null where there is none, or this is no object.
-    const Json* find(const char* key) const noexcept {
+    const Json* find(std::string_view key) const noexcept {
         for (std::size_t i = 0; i < keys.size(); ++i)
             if (keys[i] == key) return &items[i];
         return nullptr;
@@ -47,26 +50,9 @@ struct Json {
 
 namespace json {
 
-constexpr int most_depth = 100;  // of values in values: more would be an attack on the stack
-
-inline bool is_utf8(const std::string& text) noexcept {
-    const std::size_t size = text.size();
-    for (std::size_t i = 0; i < size;) {
-        const auto byte = [&](std::size_t k) noexcept { return static_cast<unsigned char>(text[k]); };
-        const unsigned first = byte(i++);
-        if (first < 0x80) continue;
-        const unsigned more = first >= 0xc2 && first < 0xe0 ? 1 : first >= 0xe0 && first < 0xf0 ? 2 : 3;
-        if (first < 0xc2 || first > 0xf4 || size - i < more) return false;
-        // No character in more bytes than it needs, no half of a surrogate pair, nothing beyond U+10FFFF.
-        const unsigned least = first == 0xe0 ? 0xa0 : first == 0xf0 ? 0x90 : 0x80;
-        const unsigned most = first == 0xed ? 0x9f : first == 0xf4 ? 0x8f : 0xbf;
-        if (byte(i) < least || byte(i) > most) return false;
-        for (unsigned k = 1; k < more; ++k)
-            if ((byte(i + k) & 0xc0u) != 0x80) return false;
-        i += more;
-    }
-    return true;
-}
+// More would be an attack on the stack, or on memory.
+constexpr int most_depth = 100;  // of values in values
+constexpr std::int64_t most_values = 10000000;
 
 inline void append_utf8(std::string& out, std::uint32_t character) {
     const auto put = [&](std::uint32_t byte) { out += static_cast<char>(static_cast<unsigned char>(byte)); };
@@ -78,10 +64,6 @@ inline void append_utf8(std::string& out, std::uint32_t character) {
 }
 
 // ---- numbers
-
-inline bool is_whole(const std::string& number) noexcept {
-    return number.find_first_not_of("0123456789", number[0] == '-' ? 1 : 0) == std::string::npos;
-}
 
 // Reads digits without a sign or a leading zero; false where they are something else, or do not fit.
 inline bool read_whole(const std::string& digits, std::uint64_t& to) noexcept {
@@ -222,7 +204,7 @@ inline void write(std::string& out, const Json& value) {
 
 class Parser {
 public:
-    explicit Parser(const std::string& text) : text_(text) {
+    Parser(const std::string& text, std::int64_t most) : text_(text), left_(most) {
         if (!is_utf8(text)) throw std::runtime_error("it is not UTF-8");
     }
 
@@ -256,6 +238,7 @@ private:
 
     void value(Json& to, int depth) {
         if (depth > most_depth) refuse("values nest too deep");
+        if (left_-- == 0) refuse("there are too many values");
         const char first = peek();
         if (first == '{' || first == '[') return values(to, depth, first == '{');
         if (first == '"') {
@@ -375,10 +358,12 @@ private:
 
     const std::string& text_;
     std::size_t at_ = 0;
+    std::int64_t left_;  // values that may still come
 };
 
-// Reads a JSON text; std::runtime_error saying what is wrong with it, and at which byte.
-inline Json parse(const std::string& text) { return Parser(text).whole(); }
+// Reads a JSON text of at most so many values, those in others counted too. std::runtime_error saying what is wrong
+// with it, and at which byte.
+inline Json parse(const std::string& text, std::int64_t most = most_values) { return Parser(text, most).whole(); }
 
 }  // namespace json
 

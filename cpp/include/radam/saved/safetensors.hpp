@@ -192,7 +192,7 @@ inline void write_safetensors(const std::string& path, const std::vector<std::pa
                               std::vector<TensorToStore> tensors) {
     const auto refuse = [&](const std::string& why) { throw std::runtime_error("radam: cannot write " + path + why); };
     const auto check_text = [&](const std::string& text) {
-        if (!json::is_utf8(text)) refuse(": a name or the metadata is not UTF-8");
+        if (!is_utf8(text)) refuse(": a name or the metadata is not UTF-8");
     };
     const auto dtype_of = [&](const TensorToStore& tensor) {
         const auto* const dtype = detail::find_safetensors_dtype(tensor.dtype);

@@ -3,6 +3,7 @@
 
 #include <limits>
 #include <memory>
+#include <type_traits>
 #include <typeinfo>
 #include <utility>
 #include <vector>
@@ -26,8 +27,17 @@ struct Settings {
     const Sweeps* staged = nullptr;                    // those for slots that are: where somebody has asked for such
 };
 
+// The options of a group, const as the group is; refused where it has none, or another optimizer's.
+template <class Group>
+auto& options_in(Group& group, std::size_t number) {
+    using Wanted = std::conditional_t<std::is_const_v<Group>, const RAdamOptions, RAdamOptions>;
+    auto* const options = group.has_options() ? dynamic_cast<Wanted*>(&group.options()) : nullptr;
+    TORCH_CHECK(options != nullptr, "radam: the options of group ", number, " must be radam::torch::RAdamOptions");
+    return *options;
+}
+
 // A parameter's own state; null where it has none yet.
-inline RAdamParamState* state_of(const Where& where, States& states, const Tensor& tensor) {
+inline RAdamParamState* state_of(const Where& where, const States& states, const Tensor& tensor) {
     const auto found = states.find(tensor.unsafeGetTensorImpl());
     if (found == states.end() || found->second == nullptr) return nullptr;
     ::torch::optim::OptimizerParamState& state = *found->second;
@@ -35,15 +45,13 @@ inline RAdamParamState* state_of(const Where& where, States& states, const Tenso
     return static_cast<RAdamParamState*>(&state);
 }
 
-// Kept between steps, empty, so that a step over plain tensors allocates nothing after the second.
+// Kept between steps, empty, so that a step over plain tensors allocates nothing after the first.
 class Call {
 public:
     // Everything that can be wrong with a group, but for overlaps. Changes nothing.
     void add_group(const ::torch::optim::OptimizerParamGroup& group, States& states, const Settings& settings) {
         const std::size_t number = groups_++;
-        const auto* const options = dynamic_cast<const RAdamOptions*>(&group.options());
-        TORCH_CHECK(options != nullptr, "radam: the options of group ", number, " must be radam::torch::RAdamOptions");
-        const Hyperparameters h = checked(*options, settings, number);
+        const Hyperparameters h = checked(options_in(group, number), settings, number);
         for (std::size_t i = 0; i < group.params().size(); ++i, ++ordinal_) {
             const Tensor& p = group.params()[i];
             if (!p.defined()) refuse({param, number, i}, "is undefined");

@@ -4,8 +4,11 @@
 
 #include <cmath>
 #include <stdexcept>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "../float_mode.hpp"
 #include "call.hpp"
 
 namespace radam::torch::detail {
@@ -31,6 +34,29 @@ inline void write_marks(::torch::serialize::OutputArchive& archive, const Settin
     marks.write("convention", std::string(settings.convention.name));
     for_each_number(settings.convention, [&](const char* key, double value) { marks.write(key, value); });
     archive.write("radam", marks);
+}
+
+// As LibTorch writes its own optimizers, but for states that belong to no parameter any more.
+inline void write_archive(::torch::serialize::OutputArchive& archive,
+                          const std::vector<::torch::optim::OptimizerParamGroup>& groups, const States& states,
+                          const Settings& settings) {
+    ::torch::serialize::OutputArchive of_states(archive.compilation_unit()), of_groups(archive.compilation_unit());
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+        options_in(groups[g], g);
+        for (std::size_t i = 0; i < groups[g].params().size(); ++i) {
+            const Tensor& p = groups[g].params()[i];
+            const RAdamParamState* const state = state_of({param, g, i}, states, p);
+            if (state == nullptr) continue;
+            ::torch::serialize::OutputArchive of_one(archive.compilation_unit());
+            state->serialize(of_one);
+            of_states.write(std::to_string(reinterpret_cast<std::size_t>(p.unsafeGetTensorImpl())), of_one);
+        }
+    }
+    ::torch::optim::detail::serialize<RAdamOptions>(of_groups, groups);
+    archive.write("pytorch_version", c10::IValue("1.5.0"));  // of the format
+    archive.write("state", of_states);
+    archive.write("param_groups", of_groups);
+    write_marks(archive, settings);
 }
 
 // Returns the seed; refuses what was saved in another convention, which would step otherwise.
@@ -77,11 +103,18 @@ inline Tensor decoded(const Tensor& codes, const Tensor& scales, bool squared) {
 class StateReader {
 public:
     StateReader(const Where& where, const RAdamParamState& saved, const Tensor& param, const Kinds& kinds)
-        : where_(where), saved_(saved), param_(param), kinds_(kinds) {}
+        : where_(where), saved_(saved), param_(param), kinds_(kinds) {
+        RAdamParamState::for_each(saved_, [&](const char* key, Tensor& tensor) {
+            if (!tensor.defined()) return;
+            TORCH_CHECK(tensor.layout() == c10::kStrided, "radam: ", key, " of ", where_.text(), " has layout ",
+                        tensor.layout(), " in the archive; it must be dense");
+            tensor = tensor.to(c10::kCPU);  // torch::load may have put it on a device
+        });
+    }
 
     std::unique_ptr<RAdamParamState> read() const {
-        TORCH_CHECK(saved_.step() >= 0, "radam: the step count of ", where_.text(), " must be at least 0, got ",
-                    saved_.step());
+        TORCH_CHECK(saved_.step() >= 0 && saved_.step() <= std::int64_t{1} << 62, "radam: the step count of ",
+                    where_.text(), " must be from 0 to 2^62, got ", saved_.step());
         auto made = std::make_unique<RAdamParamState>();
         made->step(saved_.step());
         for (int moment = 0; moment < 3; ++moment) read_moment(*made, moment);
@@ -159,7 +192,7 @@ private:
     }
 
     Where where_;
-    const RAdamParamState& saved_;
+    RAdamParamState saved_;  // its tensors are the archive's, on the CPU
     const Tensor& param_;
     const Kinds& kinds_;
 };
@@ -169,6 +202,7 @@ inline Loaded read_archive(::torch::serialize::InputArchive& archive,
                            const std::vector<::torch::optim::OptimizerParamGroup>& groups, const Settings& settings) {
     const c10::InferenceMode mode(false);  // what is made here will be stepped outside of it
     const ::at::NoGradGuard no_grad;
+    const DefaultFloatMode float_mode;
     Loaded loaded;
     loaded.seed = read_marks(archive, settings.convention);
     States saved;
@@ -190,12 +224,18 @@ inline Loaded read_archive(::torch::serialize::InputArchive& archive,
         for (std::size_t i = 0; i < params.size(); ++i) {
             const auto found = saved.find(reinterpret_cast<void*>(std::stoull(keys[i])));
             if (found == saved.end()) continue;  // it has not been stepped
+            const Where where{param, g, i};
+            const auto taken = std::move(found->second);
+            TORCH_CHECK(taken != nullptr, "radam: ", where.text(), " shares its state with another in the archive");
             const Elements elements = elements_of(params[i].scalar_type());
             const Kinds kinds = kinds_of(elements, params[i].numel(), true, settings.precision);
-            const auto& state = static_cast<const RAdamParamState&>(*found->second);
-            loaded.states[params[i].unsafeGetTensorImpl()] = StateReader({param, g, i}, state, params[i], kinds).read();
+            const auto& state = static_cast<const RAdamParamState&>(*taken);
+            loaded.states[params[i].unsafeGetTensorImpl()] = StateReader(where, state, params[i], kinds).read();
         }
     }
+    for (const auto& [key, left] : saved)
+        TORCH_CHECK(left == nullptr, "radam: the archive has a state of no parameter of its groups (",
+                    reinterpret_cast<std::size_t>(key), ")");
     return loaded;
 }
 
