@@ -458,6 +458,7 @@ void what_does_not_fit_is_refused_and_changes_nothing() {
     EXPECT(says(refusal([&] { optimizer.set_grad(0, brain.data()); }), "added as float32, and cannot become bfloat16"));
     EXPECT(says(refusal([&] { optimizer.set_param(0, brain.data()); }), "cannot become bfloat16"));
     EXPECT(says(refusal([&] { optimizer.set_lr(3, 0.1); }), "no group 3"));
+    EXPECT(says(refusal([&] { optimizer.set_options(1 << 20, {}); }), "no group 1048576"));
     EXPECT(says(refusal([&] { optimizer.set_lr(-0.1); }), "lr"));
     EXPECT(says(refusal([&] { optimizer.set_max_grad_norm(-1.0); }),
                 "max_grad_norm must be a number, at least 0, got -1"));

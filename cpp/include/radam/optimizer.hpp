@@ -45,7 +45,7 @@ public:
 
     // From the next step on.
     void set_options(std::size_t group, const Options& options) {
-        const Hyperparameters found = checked(options, at(group), groups_[group].is_narrow);
+        const Hyperparameters found = checked(options, group, groups_[at(group)].is_narrow);
         if (options.amsgrad) params_.make_max(group);
         groups_[group].options = options;
         groups_[group].hyperparameters = found;
@@ -70,7 +70,7 @@ public:
     const std::string& name(std::size_t index) const { return param(index).name; }
     const std::vector<std::int64_t>& shape(std::size_t index) const { return param(index).shape; }
     bool is_shaped(std::size_t index) const { return param(index).is_shaped; }  // or of one dimension for now
-    bool has_room_for_max(std::size_t index) const { return param(index), params_.has_room_for_max(index); }
+    bool has_room_for_max(std::size_t index) const { return params_.has_room_for_max(params_.checked(index)); }
     std::size_t group_of(std::size_t index) const { return param(index).group; }
     std::int64_t steps(std::size_t index) const { return param(index).steps; }  // taken so far
     // Its buffers and how they are stored. (The step of a slot is set while one runs.)
