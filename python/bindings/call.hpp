@@ -32,6 +32,7 @@ enum Role {
     max_exp_avg_sq_scale,
     roles
 };
+static_assert(roles <= Overlaps::most_roles);
 constexpr const char* role_names[roles] = {
     "parameter",
     "the gradient of parameter",
