@@ -41,9 +41,9 @@ ON_DEVICES = ("tests/test_torch_cuda.py",)
 MUTANTS = (
     Mutant(
         "threshold 4",
-        "python/radam/conventions.py",
-        "threshold: float = 5.0",
-        "threshold: float = 4.0",
+        "cpp/include/radam/conventions.hpp",
+        "double threshold = 5.0;",
+        "double threshold = 4.0;",
         LIKE_TORCH,
     ),
     Mutant(
