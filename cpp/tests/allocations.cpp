@@ -4,58 +4,12 @@
 #include <radam/thread_pool.hpp>
 
 #include <atomic>
-#include <cstdlib>
 #include <limits>
-#include <new>
 #include <vector>
 
 #include "expect.hpp"
 
-namespace {
-
-std::atomic<long> asked{0};  // by any thread
-
-}  // namespace
-
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
-// Everything goes through these, operator new too.
-extern "C" {
-void* __libc_malloc(std::size_t size);
-void* __libc_calloc(std::size_t count, std::size_t size);
-void* __libc_realloc(void* memory, std::size_t size);
-void* __libc_memalign(std::size_t alignment, std::size_t size);
-
-void* malloc(std::size_t size) {
-    ++asked;
-    return __libc_malloc(size);
-}
-void* calloc(std::size_t count, std::size_t size) {
-    ++asked;
-    return __libc_calloc(count, size);
-}
-void* realloc(void* memory, std::size_t size) {
-    ++asked;
-    return __libc_realloc(memory, size);
-}
-void* aligned_alloc(std::size_t alignment, std::size_t size) {
-    ++asked;
-    return __libc_memalign(alignment, size);
-}
-int posix_memalign(void** memory, std::size_t alignment, std::size_t size) {
-    ++asked;
-    *memory = __libc_memalign(alignment, size);
-    return *memory == nullptr ? 12 : 0;  // ENOMEM
-}
-}
-#else
-void* operator new(std::size_t size) {
-    ++asked;
-    if (void* const memory = std::malloc(size == 0 ? 1 : size)) return memory;
-    throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-#endif
+extern std::atomic<long> allocations;  // counted_memory.cpp
 
 namespace {
 
@@ -87,7 +41,7 @@ template <class Optimizer>
 void asks_for_nothing(const Executor& executor, const Precision& precision, Clips clips) {
     Memory memory;
     Options options;
-    const long before = asked;
+    const long before = allocations;
     Optimizer optimizer(options, *find_convention("author"), executor);
     optimizer.set_precision(precision);
     optimizer.add_param(memory.p.data(), memory.g.data(), large);
@@ -97,7 +51,7 @@ void asks_for_nothing(const Executor& executor, const Precision& precision, Clip
     optimizer.add_group(options);
     optimizer.add_param(memory.brain_p.data(), memory.brain_g.data(), small);
     optimizer.add_param(memory.half_p.data(), memory.half_g.data(), small);
-    EXPECT(asked > before);  // so that it counts
+    EXPECT(allocations > before);  // so that it counts
 
     if (clips == Clips::norm) optimizer.set_max_grad_norm(1.0);
     if (clips == Clips::tensors) optimizer.set_max_tensor_grad_norm(1.0);
@@ -108,9 +62,9 @@ void asks_for_nothing(const Executor& executor, const Precision& precision, Clip
         optimizer.set_lr(1e-3 / t);
         optimizer.set_grad(0, t == 4 ? nullptr : memory.g.data());  // so that counts of steps differ
         memory.g[7] = t == 7 ? std::numeric_limits<float>::infinity() : 0.5f;
-        const long asked_before = asked;
+        const long allocations_before = allocations;
         EXPECT(optimizer.step() == (t != 7));
-        EXPECT(asked == asked_before);
+        EXPECT(allocations == allocations_before);
     }
 }
 

@@ -9,7 +9,7 @@
 #include "archives.hpp"
 #include "watched.hpp"
 
-extern std::atomic<long> allocations;  // counted_new.cpp
+extern std::atomic<long> allocations;  // counted_memory.cpp
 
 namespace promises {
 

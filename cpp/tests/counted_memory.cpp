@@ -1,4 +1,4 @@
-// Counts what is allocated. In a file of its own, so that no compiler sees through it.
+// Counts what is allocated, by any thread. In a file of its own, so that no compiler sees through it.
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
@@ -6,7 +6,7 @@
 
 std::atomic<long> allocations{0};
 
-#if defined(__GLIBC__)
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
 // Everything goes through these: operator new, LibTorch's tensors, and OpenMP.
 extern "C" {
 void* __libc_malloc(std::size_t size);
@@ -26,6 +26,10 @@ void* realloc(void* memory, std::size_t size) {
     ++allocations;
     return __libc_realloc(memory, size);
 }
+void* aligned_alloc(std::size_t alignment, std::size_t size) {
+    ++allocations;
+    return __libc_memalign(alignment, size);
+}
 int posix_memalign(void** memory, std::size_t alignment, std::size_t size) {
     ++allocations;
     *memory = __libc_memalign(alignment, size);
@@ -33,11 +37,11 @@ int posix_memalign(void** memory, std::size_t alignment, std::size_t size) {
 }
 }
 #else
-void* operator new(std::size_t bytes) {
+void* operator new(std::size_t size) {
     ++allocations;
-    if (void* const found = std::malloc(bytes)) return found;
+    if (void* const memory = std::malloc(size == 0 ? 1 : size)) return memory;
     throw std::bad_alloc();
 }
-void operator delete(void* data) noexcept { std::free(data); }
-void operator delete(void* data, std::size_t) noexcept { std::free(data); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 #endif
