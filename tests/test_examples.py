@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import radam
-from pages import FRAMEWORK_OF, ROOT, blocks_of, check_links, run_block, run_script, text_of
+from pages import PYTHON, SCRIPTS, Block, cases, frameworks_of, run_block, run_script, text_of
 
 README = text_of("README.md")
-PAGES = ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")) if p.stem != "design")]
-SCRIPTS = [f"examples/{path.name}" for path in sorted((ROOT / "examples").glob("*.py"))]
 SHORTER = {"examples/tiny_gpt.py": ("--steps", "20", "--no-plot")}  # the others take some seconds as they are
-BLOCKS = [block for page in PAGES if page not in FRAMEWORK_OF for block in blocks_of(page)]
+BLOCKS = [block for block, frameworks in PYTHON if not frameworks]  # tests/front_ends has the others
+EXAMPLES = [script for script in SCRIPTS if not frameworks_of(text_of(script))]
 
 
 def test_there_are_examples_to_run() -> None:
-    assert len(SCRIPTS) >= 4
-    for page in ("README.md", "docs/low_precision.md"):
-        assert len(blocks_of(page)) >= 4
+    assert len(EXAMPLES) >= 4
+    for page in ("README.md", "docs/low_precision.md", "docs/errors.md"):
+        assert sum(block.page == page for block in BLOCKS) >= 2
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in FRAMEWORK_OF])
+@pytest.mark.parametrize("script", EXAMPLES)
 def test_every_example_runs_without_a_warning_and_leaves_no_file(script: str, tmp_path: Path) -> None:
     assert run_script(script, tmp_path, *SHORTER.get(script, ())).stderr == ""
 
 
-@pytest.mark.parametrize(("page", "line", "code"), BLOCKS, ids=[f"{page}:{line}" for page, line, _ in BLOCKS])
-def test_every_block_of_a_page_runs(
-    page: str, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@cases(BLOCKS)
+def test_every_block_of_a_page_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run_block(page, line, code)
+    run_block(block)
 
 
 def test_the_convention_table_of_the_readme_is_that_of_the_code() -> None:
@@ -52,24 +47,6 @@ def test_the_convention_table_of_the_readme_is_that_of_the_code() -> None:
         name: (c.threshold, c.rectify_at_threshold, c.warmup, c.eps_on, c.decay)
         for name, c in radam.CONVENTIONS.items()
     }
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_every_file_and_heading_that_a_page_links_to_exists(page: str) -> None:
-    check_links(page)
-
-
-def test_the_bench_table_is_that_of_the_run_that_is_linked_below_it() -> None:
-    table, end, below = README.partition("<!-- bench table -->")[2].partition("<!-- end of bench table -->")
-    assert end, "the markers that the table stands between are gone"
-    linked = re.search(r"\]\((bench/results/[^)]+)\.md\)", below)
-    assert linked, "no link to a run below the table"
-    command = [sys.executable, str(ROOT / "bench/report.py"), str(ROOT / f"{linked[1]}.json")]
-    printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert printed.returncode == 0, printed.stderr
-    assert table.strip("\n") == printed.stdout.strip("\n")
-    assert table.count("radam.torch") >= 1
-    assert table.count(", 1 thread |") >= 5
 
 
 def test_the_figures_of_the_page_on_cpp_are_those_of_the_runs_that_they_name() -> None:

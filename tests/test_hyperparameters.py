@@ -192,7 +192,7 @@ def test_a_decay_that_a_convention_has_not_is_a_value_error(name: str, decoupled
 
 
 def test_conventions_are_chosen_by_name_or_made_by_replace() -> None:
-    with pytest.raises(ValueError, match=r"convention must be one of torch, .*tfa, got 'keras'"):
+    with pytest.raises(ValueError, match=r"convention must be one of torch, .*, got 'keras'"):
         radam.RAdam([ones()], convention="keras")
     with pytest.raises(TypeError, match=r"convention must be a name or a radam\.Convention, got int"):
         radam.RAdam([ones()], convention=5)  # type: ignore[arg-type]

@@ -108,7 +108,10 @@ def test_what_is_there_and_no_file_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_a_link_is_saved_through(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "file")
+    try:
+        (tmp_path / "link").symlink_to(tmp_path / "file")
+    except OSError as error:  # Windows lets some users alone make them
+        pytest.skip(f"no links can be made here: {error}")
     stepped().save(tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     stepped().load(tmp_path / "file")

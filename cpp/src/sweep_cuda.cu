@@ -8,8 +8,9 @@
 #include "cuda_buffers.cuh"
 #include "cuda_norm.hpp"
 
+// No namespace without a name: nvcc would write a hash of this file's path into each of its symbols, and two builds in
+// different folders would differ.
 namespace radam::cuda {
-namespace {
 
 constexpr int threads_per_block = 256, blocks_per_multiprocessor = 4;  // so that a thread has 64 registers
 static_assert(threads_per_block == most_warps * warp_size);
@@ -490,13 +491,6 @@ constexpr Library library{interface_version, devices, describe, step,        fir
                           sums_of_squares,   limit,   allocate, release,     gather,
                           scatter,           join,    read,     is_capturing};
 
-}  // namespace
 }  // namespace radam::cuda
 
-#if defined(_WIN32)
-extern "C" __declspec(dllexport) const radam::cuda::Library* radam_cuda_library() { return &radam::cuda::library; }
-#else
-extern "C" __attribute__((visibility("default"))) const radam::cuda::Library* radam_cuda_library() {
-    return &radam::cuda::library;
-}
-#endif
+const radam::cuda::Library* radam_cuda_library() { return &radam::cuda::library; }

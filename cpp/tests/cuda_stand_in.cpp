@@ -1,6 +1,7 @@
 // A library with the symbol of radam::cuda that runs the kernels' bodies on the host, block after block and thread
 // after thread, over host memory: what stands in for a GPU in tests. It also notes what it was asked for, captures
 // steps for a replay, and fails when told to.
+#define radam_cuda_EXPORTS  // as CMake has it for the library itself
 #include "../src/cuda_norm.hpp"
 
 #include <algorithm>
@@ -250,24 +251,18 @@ constexpr Library library{interface_version, devices, describe, step,        fir
 }  // namespace
 }  // namespace radam::cuda
 
-#if defined(_WIN32)
-#define RADAM_EXPORT extern "C" __declspec(dllexport)
-#else
-#define RADAM_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-
-RADAM_EXPORT const radam::cuda::Library* radam_cuda_library() { return &radam::cuda::library; }
+const radam::cuda::Library* radam_cuda_library() { return &radam::cuda::library; }
 
 // For tests.
-RADAM_EXPORT const char* stand_in_log() { return radam::cuda::log.c_str(); }
-RADAM_EXPORT void stand_in_forget() {
+extern "C" RADAM_CUDA_API const char* stand_in_log() { return radam::cuda::log.c_str(); }
+extern "C" RADAM_CUDA_API void stand_in_forget() {
     radam::cuda::log.clear();
     radam::cuda::captured.clear();
     radam::cuda::capturing = false;
     radam::cuda::fail_after = -1;
 }
-RADAM_EXPORT void stand_in_fail_after(int calls) { radam::cuda::fail_after = calls; }
-RADAM_EXPORT void stand_in_capture(int on) { radam::cuda::capturing = on != 0; }
-RADAM_EXPORT void stand_in_replay() {
+extern "C" RADAM_CUDA_API void stand_in_fail_after(int calls) { radam::cuda::fail_after = calls; }
+extern "C" RADAM_CUDA_API void stand_in_capture(int on) { radam::cuda::capturing = on != 0; }
+extern "C" RADAM_CUDA_API void stand_in_replay() {
     for (auto& recorded : radam::cuda::captured) recorded.step();
 }

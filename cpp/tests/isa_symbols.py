@@ -15,7 +15,7 @@ def main(nm: str, *objects: str) -> int:
         isa, path = item.split("=", 1)
         listing = subprocess.run([nm, "--defined-only", path], check=True, capture_output=True, text=True).stdout
         symbols = [line.split()[-2:] for line in listing.splitlines()]
-        names = [name for kind, name in symbols if kind.upper() not in "RN"]  # code and data, not constants
+        names = [name for kind, name in symbols if kind.upper() not in "RNSA"]  # code and data, not constants
         if not names:
             strangers.append(f"{path}: defines nothing")
         strangers += [f"{path}: {name}" for name in names if f"3isa{len(isa)}{isa}" not in name]

@@ -4,7 +4,12 @@
 #include <mutex>
 
 #if defined(_WIN32)
+#if !defined(NOMINMAX)
+#define NOMINMAX
+#endif
 #include <windows.h>
+
+#include <filesystem>
 #else
 #include <dlfcn.h>
 #endif
@@ -21,8 +26,11 @@ using Entrance = const cuda::Library* (*)();
 constexpr const char* symbol = "radam_cuda_library";
 
 #if defined(_WIN32)
+// What comes from Python is UTF-8, and Windows would read it as something else.
+std::filesystem::path native(const std::string& path) { return std::filesystem::u8path(path); }
+
 Entrance load(const std::string& path, std::string& error) {
-    const HMODULE module = LoadLibraryA(path.c_str());
+    const HMODULE module = LoadLibraryW(native(path).c_str());
     if (module == nullptr) {
         error = "error " + std::to_string(GetLastError());
         return nullptr;
@@ -30,6 +38,8 @@ Entrance load(const std::string& path, std::string& error) {
     return reinterpret_cast<Entrance>(reinterpret_cast<void*>(GetProcAddress(module, symbol)));
 }
 #else
+const std::string& native(const std::string& path) { return path; }
+
 Entrance load(const std::string& path, std::string& error) {
     void* const module = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // never closed: the driver keeps parts of it
     void* const found = module == nullptr ? nullptr : dlsym(module, symbol);
@@ -48,7 +58,7 @@ struct State {
         if (is_known) return;
         is_known = true;
         library = nullptr;
-        if (!std::ifstream(path).good()) {
+        if (!std::ifstream(native(path)).good()) {
             const std::string reason = RADAM_CUDA_REASON;
             off = "this radam is built without CUDA (" + (reason.empty() ? path + " is missing" : reason) +
                   "); install a radam with CUDA: pip install radam takes a wheel that has it, and a build from source "

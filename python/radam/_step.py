@@ -101,6 +101,10 @@ def get_num_threads() -> int:
 
     The default is ``RADAM_NUM_THREADS``, else the number of cores this process may run on. Steps of less than 65536
     elements in total run on the calling thread alone. The result of a step does not depend on it.
+
+    >>> import radam
+    >>> radam.get_num_threads() >= 1
+    True
     """
     return _num_threads()
 
@@ -113,5 +117,12 @@ def set_num_threads(count: int) -> None:
 
     Raises:
         ValueError: if count is outside that range.
+
+    >>> import radam
+    >>> before = radam.get_num_threads()
+    >>> radam.set_num_threads(2)
+    >>> radam.get_num_threads()
+    2
+    >>> radam.set_num_threads(before)
     """
     _set_num_threads(count)

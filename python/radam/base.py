@@ -21,8 +21,8 @@ class Optimizer:
     """An optimizer over arrays of any framework, updated in place: RAdam or Adam."""
 
     param_groups: list[Group]
-    """One dict per group: "params", the hyperparameters (edit them, they are checked at the next step), and, where
-    parameters have names, "param_names"."""
+    """One dict for each group, with "params", the hyperparameters (edit them, they are checked at the next step), and,
+    where parameters have names, "param_names"."""
 
     defaults: dict[str, Any]
     """The hyperparameters of groups that do not say their own."""
@@ -34,9 +34,15 @@ class Optimizer:
     """How weights and moments are kept and rounded. Fixed, but for its seed, which a loaded state brings along."""
 
     max_grad_norm: float | None
+    """How gradients are clipped, as max_tensor_grad_norm and max_grad_value; at most one of the three.
+
+    Edit them, they are checked at the next step."""
+
     max_tensor_grad_norm: float | None
+    """See max_grad_norm."""
+
     max_grad_value: float | None
-    """How gradients are clipped; at most one of the three. Edit them, they are checked at the next step."""
+    """See max_grad_norm."""
 
     _rectify = True
 
@@ -78,6 +84,12 @@ class Optimizer:
 
         Raises:
             TypeError, ValueError: if something in it cannot be stepped; the optimizer is unchanged.
+
+        >>> import numpy as np, radam
+        >>> opt = radam.RAdam([np.ones(3)], lr=0.1)
+        >>> opt.add_param_group({"params": [np.ones(2)], "lr": 0.01})
+        >>> [group["lr"] for group in opt.param_groups]
+        [0.1, 0.01]
         """
         with self._turn:
             self._adopt(self.param_groups, [groups.as_group(param_group)], stacklevel=4)
@@ -145,11 +157,19 @@ class Optimizer:
             ValueError: if shapes, dtypes or memory do not fit, or a hyperparameter is out of range.
             FloatingPointError: with nonfinite="raise", if a gradient holds an inf or a NaN.
             RuntimeError: if a step of this optimizer is under way, a device cannot be reached, or CUDA fails.
-            After any of them every parameter, moment and step count is what it was. One case cannot be: where CUDA
-            fails to write back an array with gaps, the step has happened, and that array missed it.
+
+        After any of them every parameter, moment and step count is what it was. One case cannot be: where CUDA fails to
+        write back an array with gaps, the step has happened, and that array missed it.
 
         On a CUDA device a step is one launch on the current stream, that of the library whose array comes first there.
         Nobody waits for it, unless nonfinite is "skip" or "raise", which must look first.
+
+        >>> import numpy as np, radam
+        >>> w, b = np.ones(3), np.ones(2)
+        >>> opt = radam.RAdam({"w": w, "b": b}, lr=0.1)
+        >>> opt.step(grads={"w": np.ones(3), "b": None})
+        >>> w.tolist(), b.tolist()
+        ([0.9, 0.9, 0.9], [1.0, 1.0])
         """
         with self._turn:
             args: tuple[Any, ...] = (closure,)
@@ -273,6 +293,13 @@ class Optimizer:
         """Call hook(optimizer, args, kwargs) before each step; it may return new (args, kwargs).
 
         An exception in it stops the step before anything changed. Returns a handle whose remove() takes it back.
+
+        >>> import numpy as np, radam
+        >>> opt = radam.RAdam([np.ones(3)], lr=0.1)
+        >>> handle = opt.register_step_pre_hook(lambda optimizer, args, kwargs: print("a step comes"))
+        >>> opt.step(grads=[np.ones(3)])
+        a step comes
+        >>> handle.remove()
         """
         return RemovableHandle(self._pre_hooks, hook)
 
@@ -287,7 +314,7 @@ class Optimizer:
 
     @property
     def state(self) -> list[dict[str, Any]]:
-        """The state of each parameter in order, live: what state_dict has. Empty before its first step."""
+        """What state_dict has of each parameter, in their order, live. Empty before its first step."""
         return [held.of(i) for held in self._states for i in range(len(held.steps))]
 
     def _kind(self) -> dict[str, Any]:
@@ -306,6 +333,17 @@ class Optimizer:
         where they have 8 bits, and then "block_order", the axes as memory has them, if that is not C order. Master
         weights are in "remainder" or "master". An lr that is a function of the step is saved as None and kept at load.
         Not in it: nonfinite, clipping, skipped_steps and hooks.
+
+        >>> import numpy as np, radam
+        >>> opt = radam.RAdam([np.ones(3)], lr=0.1)
+        >>> opt.step(grads=[np.ones(3)])
+        >>> saved = opt.state_dict()
+        >>> saved["state"][0]["step"], sorted(saved["state"][0])
+        (1, ['exp_avg', 'exp_avg_sq', 'step'])
+        >>> resumed = radam.RAdam([np.ones(3)])
+        >>> resumed.load_state_dict(saved)
+        >>> resumed.param_groups[0]["lr"]
+        0.1
         """
         with self._turn:
             self._check_params()
@@ -348,6 +386,16 @@ class Optimizer:
             FileNotFoundError: if the folder is not there.
             ValueError: if the path is there and no file, or param_groups holds other parameters than it was given.
             TypeError: if a group holds an entry of its user's that is no number, string or tuple.
+
+        >>> import os, tempfile, numpy as np, radam
+        >>> opt = radam.RAdam([np.ones(3)])
+        >>> opt.step(grads=[np.ones(3)])
+        >>> resumed = radam.RAdam([np.ones(3)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     opt.save(os.path.join(folder, "optimizer.safetensors"))
+        ...     resumed.load(os.path.join(folder, "optimizer.safetensors"))
+        >>> resumed.state[0]["step"]
+        1
         """
         with self._turn:
             self._check_params()

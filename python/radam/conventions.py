@@ -160,7 +160,7 @@ def rectification(t: int, beta2: float, convention: str | Convention = "torch") 
     >>> radam.rectification(1, 0.999) is None
     True
     >>> round(radam.rectification(100, 0.999), 6)
-    0.192036
+    0.215335
     """
     try:
         number = operator.index(t)

@@ -21,12 +21,29 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes by kind. str() of it is a table."""
+    """Bytes by kind, as radam.memory finds them. str() of it is a table.
+
+    >>> import numpy as np, radam
+    >>> opt = radam.RAdam([np.zeros(1000, np.float32)], state_dtype="8bit", min_8bit_size=0)
+    >>> opt.step(grads=[np.zeros(1000, np.float32)])
+    >>> print(radam.memory(opt))
+    1,000 elements
+                    bytes  bytes an element
+    parameters      4,000                 4
+    gradients           0                 0
+    moments         2,000                 2
+    scales             64             0.064
+    master weights      0                 0
+    step counts         8             0.008
+    total           6,072             6.072
+    """
 
     elements: int
     """How many numbers the parameters have, together."""
 
     parameters: int
+    """Of the parameters themselves."""
+
     gradients: int
     """Of the gradients that the parameters hold in .grad; those handed to a step belong to the caller."""
 
@@ -40,6 +57,8 @@ class Memory:
     """float32 copies of float16 parameters, and the lower halves of the weights of bfloat16 ones."""
 
     step_counts: int
+    """Of the counts of steps, 8 for each parameter in most optimizers."""
+
     other: int
     """Of entries in the state that radam does not know."""
 

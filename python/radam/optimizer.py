@@ -47,7 +47,8 @@ class RAdam(Optimizer):
             float32 scale for each 128 elements. Float64 parameters keep float64 moments.
         min_8bit_size: parameters with fewer elements keep float32 moments.
         max_grad_norm: scale all gradients down to this norm over all of them together, as
-            torch.nn.utils.clip_grad_norm_; inf only measures. ``grad_norm`` has the norm. Gradients are not written.
+            ``torch.nn.utils.clip_grad_norm_``; inf only measures. ``grad_norm`` has the norm. Gradients are not
+            written.
         max_tensor_grad_norm: the same for each parameter by itself.
         max_grad_value: cut each element of the gradients to at most this, either way.
 

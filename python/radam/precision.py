@@ -46,8 +46,9 @@ class Precision:
                 "master_weights and stochastic_rounding are two ways to the same end, choose one: master_weights keeps "
                 "every bit for 2 (bfloat16) or 4 (float16) bytes a parameter, stochastic_rounding needs no memory"
             )
-        if not isinstance(self.state_dtype, str) or self.state_dtype not in STATE_DTYPES:
-            raise ValueError(f"state_dtype must be 'float32', 'bfloat16' or '8bit', got {self.state_dtype!r}")
+        dtype: object = self.state_dtype
+        if not isinstance(dtype, str) or dtype not in STATE_DTYPES:
+            raise ValueError(f"state_dtype must be 'float32', 'bfloat16' or '8bit', got {dtype!r}")
         for name, limit in (("min_8bit_size", 2**63), ("seed", 2**64)):
             value = getattr(self, name)
             if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):

@@ -1,8 +1,9 @@
-"""What docs/cpp.md and the README show beside Python compiles without a warning, runs, and says what is true.
+"""What the pages show of C++, C and CMake compiles without a warning, runs, and says what is true.
 
 A block of C++ without main is the body of one. Its includes stand above it, after <cassert>, <vector> and
 <radam/radam.hpp>; its line "// compile with: FLAGS" is obeyed. A block of CMake is a project's own part, and its
-trainer.cpp or trainer.c is the page's first program in that language; that of LibTorch has all blocks of LibTorch.
+trainer.cpp or trainer.c is the first program in that language of its page, or of docs/cpp.md; that of LibTorch has all
+blocks of LibTorch.
 """
 
 from __future__ import annotations
@@ -11,54 +12,37 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 import radam
 from building import ROOT, configure, output, tool
-from pages import text_of
+from pages import Block, blocks_in, blocks_of, cases
 
 PAGE = "docs/cpp.md"
-PAGES = (PAGE, "README.md")
 
 
-class Block(NamedTuple):
-    page: str
-    section: str
-    line: int
-    language: str
-    code: str
-
-    @property
-    def name(self) -> str:
-        return f"{Path(self.page).stem}_{self.line}"
+def is_libtorch(block: Block) -> bool:
+    here = block.page == PAGE and block.section == "LibTorch"
+    return here or "<radam/torch.hpp>" in block.code or "find_package(Torch" in block.code
 
 
-def blocks_of(page: str) -> list[Block]:
-    text = text_of(page)
-    section, blocks = "", []
-    for m in re.finditer(r"^## ([^\n]*)$|^```(\w+)\n(.*?)^```$", text, re.M | re.S):
-        section = m[1] or section
-        if m[2]:
-            blocks.append(Block(page, section, text.count("\n", 0, m.start(3)) + 1, m[2], m[3]))
-    return blocks
+def target_of(block: Block) -> str:
+    return re.sub(r"\W", "_", block.name)
 
 
-def blocks_in(language: str) -> list[Block]:
-    return [block for page in PAGES for block in blocks_of(page) if block.language == language]
+def of_page(blocks: list[Block]) -> list[Block]:
+    return [block for block in blocks if block.page == PAGE]
 
 
-def cases(blocks: list[Block]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("block", blocks, ids=[f"{block.page}:{block.line}" for block in blocks])
-
-
-CPP = blocks_in("cpp")
-TORCH = [block for block in CPP if block.section == "LibTorch"]
-PLAIN = [block for block in CPP if block not in TORCH]
-CMAKE = [block for block in blocks_in("cmake") if block.section != "LibTorch"]
-SHELL = [block for block in blocks_in("sh") if block.page == PAGE]  # the README's are about Python
+CPP, C = blocks_in("cpp"), blocks_in("c")
+TORCH = [block for block in CPP if is_libtorch(block)]
+PLAIN = [block for block in CPP if not is_libtorch(block)]
+CMAKE = [block for block in blocks_in("cmake") if not is_libtorch(block)]
+(PROJECT,) = (block for block in of_page(blocks_in("cmake")) if is_libtorch(block))
+SHELL = of_page(blocks_in("sh"))  # tests/test_every_block.py has those of the other pages
+RUN = [*PLAIN, *TORCH, *C, *CMAKE, PROJECT, *SHELL]
 INCLUDE = re.compile(r"^#include .*$", re.M)
 
 
@@ -71,10 +55,18 @@ def as_program(block: Block, *, then: str = "") -> str:
 
 
 def as_libtorch_program() -> str:
-    """All blocks as one program, since its headers take long: after the first each has an optimizer of its own."""
-    first, *rest = TORCH
+    """All blocks as one program, since its headers take long: after the page's first each has its own optimizer."""
+    first, *rest = of_page(TORCH)
+    rest += [block for block in TORCH if block.page != PAGE]
+    assert not any("int main" in block.code for block in TORCH), "give the bodies of main only"
     own = "radam::torch::RAdam optimizer(model->parameters(), radam::torch::RAdamOptions(1e-2));"
-    return as_program(first, then="".join(f'{{\n{own}\n#line {b.line} "{b.page}"\n{b.code}}}\n' for b in rest))
+    then, above = "", ""
+    for block in rest:
+        stands_alone = "<radam/torch.hpp>" in block.code
+        above += "".join(f"{line}\n" for line in INCLUDE.findall(block.code))
+        code = INCLUDE.sub("", block.code)
+        then += f'{{\n{"" if stands_alone else own}\n#line {block.line} "{block.page}"\n{code}}}\n'
+    return above + as_program(first, then=then)
 
 
 def in_project(block: Block) -> str:
@@ -85,10 +77,11 @@ def in_project(block: Block) -> str:
         libraries.append("radam::dispatch")
     if "#pragma omp" in block.code:
         libraries.append("$<TARGET_NAME_IF_EXISTS:OpenMP::OpenMP_CXX>")
+    name = target_of(block)
     return f"""
-add_executable({block.name} {block.name}.cpp)
-target_compile_options({block.name} PRIVATE {flags} -Wall -Wextra -Wpedantic -Wconversion -Wno-unknown-pragmas -Werror)
-target_link_libraries({block.name} PRIVATE {" ".join(libraries)})
+add_executable({name} {name}.cpp)
+target_compile_options({name} PRIVATE {flags} -Wall -Wextra -Wpedantic -Wconversion -Wno-unknown-pragmas -Werror)
+target_link_libraries({name} PRIVATE {" ".join(libraries)})
 """
 
 
@@ -97,7 +90,7 @@ def programs(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the programs, each named for its block."""
     folder = tmp_path_factory.mktemp("page")
     for block in PLAIN:
-        (folder / f"{block.name}.cpp").write_text(as_program(block), encoding="utf-8")
+        (folder / f"{target_of(block)}.cpp").write_text(as_program(block), encoding="utf-8")
     lists = [
         "cmake_minimum_required(VERSION 3.18...4.1)",
         "project(page LANGUAGES CXX)",
@@ -120,10 +113,17 @@ def project(tmp_path: Path, source_archive: Path) -> Path:
     for link in ("radam", "third_party/radam"):
         (folder / link).symlink_to(ROOT)
     shutil.copy(source_archive, folder / "radam.tar.gz")
-    (folder / "trainer.cpp").write_text(CPP[0].code, encoding="utf-8")
-    (folder / "trainer.c").write_text(blocks_in("c")[0].code, encoding="utf-8")
-    write_project(folder, CMAKE[0])
+    write_trainers(folder, PAGE)
+    write_project(folder, of_page(CMAKE)[0])
     return folder
+
+
+def write_trainers(folder: Path, page: str) -> None:
+    """The first program of a page in each language, or that of docs/cpp.md."""
+    for suffix, blocks in (("cpp", PLAIN), ("c", C)):
+        whole = [block for block in blocks if "int main" in block.code]
+        first = next((block for block in whole if block.page == page), of_page(whole)[0])
+        (folder / f"trainer.{suffix}").write_text(first.code, encoding="utf-8")
 
 
 def write_project(folder: Path, block: Block) -> None:
@@ -132,14 +132,14 @@ def write_project(folder: Path, block: Block) -> None:
     (folder / "CMakeLists.txt").write_text(text, encoding="utf-8")
 
 
-def test_no_block_of_the_page_is_in_a_language_that_no_test_reads() -> None:
+def test_there_are_programs_to_build() -> None:
     assert {block.language for block in blocks_of(PAGE)} <= {"cpp", "cmake", "sh", "c", "python"}
-    assert text_of(PAGE).count("```") == 2 * len(blocks_of(PAGE))
-    assert len(PLAIN) >= 12
-    assert len(CMAKE) >= 5
+    assert len(of_page(PLAIN)) >= 12
+    assert len(of_page(CMAKE)) >= 5
+    assert C
 
 
-@cases([next(block for block in CPP if block.page == page) for page in PAGES if "```cpp" in text_of(page)])
+@cases([next(block for block in CPP if block.page == page) for page in (PAGE, "README.md")])
 def test_the_shortest_program_takes_at_most_8_lines_from_the_include_to_the_step(block: Block) -> None:
     lines = [line for line in block.code.splitlines() if line.strip()]
     (begin,) = (i for i, line in enumerate(lines) if line.startswith("#include"))
@@ -149,12 +149,12 @@ def test_the_shortest_program_takes_at_most_8_lines_from_the_include_to_the_step
 
 @cases(PLAIN)
 def test_every_program_of_the_page_runs(block: Block, programs: Path, tmp_path: Path) -> None:
-    output([programs / block.name], cwd=tmp_path)
+    output([programs / target_of(block)], cwd=tmp_path)
 
 
 def test_python_goes_on_from_the_file_that_the_page_saves(programs: Path, tmp_path: Path) -> None:
     (block,) = (block for block in PLAIN if "radam::save(" in block.code)
-    output([programs / block.name], cwd=tmp_path)
+    output([programs / target_of(block)], cwd=tmp_path)
     w = np.ones((3, 2), np.float32)
     optimizer = radam.RAdam({"weights": w}, lr=0.5)
     optimizer.load(tmp_path / "optimizer.safetensors")
@@ -165,8 +165,7 @@ def test_python_goes_on_from_the_file_that_the_page_saves(programs: Path, tmp_pa
 def test_every_block_of_libtorch_runs(prefix: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     assert len(TORCH) >= 4
-    (project,) = (block for block in blocks_in("cmake") if block.section == "LibTorch")
-    write_project(tmp_path, project)
+    write_project(tmp_path, PROJECT)
     (tmp_path / "trainer.cpp").write_text(as_libtorch_program(), encoding="utf-8")
     strict = "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Wpedantic -Wconversion -Werror"
     where = f"-DCMAKE_PREFIX_PATH={prefix};{torch.utils.cmake_prefix_path}"
@@ -178,12 +177,24 @@ def test_every_block_of_libtorch_runs(prefix: Path, tmp_path: Path) -> None:
 @cases(CMAKE)
 def test_every_cmake_project_of_the_page_builds_its_trainer(block: Block, project: Path, prefix: Path) -> None:
     write_project(project, block)
+    write_trainers(project, block.page)
     is_c = "radam::c)" in block.code  # which the wheel has, and the prefix of these tests has not
     where = f"-Dradam_DIR={radam.get_cmake_dir()}" if is_c else f"-DCMAKE_PREFIX_PATH={prefix}"
     strict = [f"-DCMAKE_{language}_FLAGS=-Wall -Wextra -Wpedantic -Werror" for language in ("C", "CXX")]
     configure(project, project / "build", where, "-DFETCHCONTENT_FULLY_DISCONNECTED=OFF", *strict)
     output([tool("cmake"), "--build", project / "build"])
     output([project / "build" / "trainer"])
+
+
+@cases(C)
+def test_every_program_in_c_runs(block: Block, tmp_path: Path) -> None:
+    (project,) = (other for other in of_page(CMAKE) if "radam::c)" in other.code)
+    write_project(tmp_path, project)
+    (tmp_path / "trainer.c").write_text(block.code, encoding="utf-8")
+    strict = "-DCMAKE_C_FLAGS=-Wall -Wextra -Wpedantic -Werror"
+    configure(tmp_path, tmp_path / "build", f"-Dradam_DIR={radam.get_cmake_dir()}", strict)
+    output([tool("cmake"), "--build", tmp_path / "build"])
+    output([tmp_path / "build" / "trainer"], cwd=tmp_path)
 
 
 def run_shell(block: Block, folder: Path, home: Path) -> None:

@@ -53,10 +53,9 @@ def test_every_goal_is_of_a_case_that_is_measured(bench: Callable[[str], ModuleT
         assert {case for case, _ in framework.goals} == set(framework.cases)
 
 
-def test_the_tables_of_the_readme_and_of_each_page_are_those_of_the_runs_that_are_linked_there() -> None:
-    for page in ("README.md", *(f"docs/{name}.md" for name in NAMES)):
-        kind = "frameworks table" if page == "README.md" else "figures"
-        part = text_of(page).partition(f"<!-- {kind} -->")[2].partition(f"<!-- end of {kind} -->")[0]
+def test_the_table_of_each_page_is_that_of_the_run_that_is_linked_there() -> None:
+    for page in (f"docs/{name}.md" for name in NAMES):
+        part = text_of(page).partition("<!-- figures -->")[2].partition("<!-- end of figures -->")[0]
         linked = [ROOT / "bench/results" / f"{name}.json" for name in re.findall(r"bench/results/([\w-]+)\.md\)", part)]
         assert linked, f"{page} links to no run beside its table"
         done = run_script("framework_tables.py", *map(str, linked))

@@ -104,5 +104,13 @@ constexpr int interface_version =
 
 }  // namespace radam::cuda
 
+#if !defined(_WIN32)
+#define RADAM_CUDA_API __attribute__((visibility("default")))
+#elif defined(radam_cuda_EXPORTS)
+#define RADAM_CUDA_API __declspec(dllexport)
+#else
+#define RADAM_CUDA_API
+#endif
+
 // The one symbol of the library, for those who load it at run time.
-extern "C" const radam::cuda::Library* radam_cuda_library();
+extern "C" RADAM_CUDA_API const radam::cuda::Library* radam_cuda_library();

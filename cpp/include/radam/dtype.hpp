@@ -67,14 +67,6 @@ constexpr DType dtype_of() noexcept {
 template <class Storage>
 using Compute = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
 
-template <class To, class From>
-RADAM_INLINE To bit_cast(From from) noexcept {
-    static_assert(sizeof(To) == sizeof(From));
-    To to;
-    std::memcpy(&to, &from, sizeof(To));
-    return to;
-}
-
 RADAM_INLINE float to_float(bf16 x) noexcept { return bit_cast<float>(std::uint32_t{x.bits} << 16); }
 
 RADAM_INLINE float to_float(fp16 x) noexcept {

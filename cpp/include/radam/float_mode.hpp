@@ -5,6 +5,8 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <xmmintrin.h>
+#elif defined(_M_ARM64) && !defined(__clang__)
+#include <intrin.h>
 #elif !defined(__aarch64__)
 #include <cfenv>
 #endif
@@ -31,6 +33,13 @@ private:
 
 private:
     std::uint64_t saved_;
+#elif defined(_M_ARM64)
+    DefaultFloatMode() noexcept : saved_(_ReadStatusReg(fpcr)) { _WriteStatusReg(fpcr, 0); }
+    ~DefaultFloatMode() { _WriteStatusReg(fpcr, saved_); }
+
+private:
+    static constexpr int fpcr = 0x5a20;  // as Microsoft numbers system registers: 3, 3, 4, 4, 0
+    __int64 saved_;
 #else
     DefaultFloatMode() noexcept {
         std::fegetenv(&saved_);

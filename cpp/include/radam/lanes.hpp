@@ -94,26 +94,6 @@ RADAM_INLINE Vector<Isa, float> number_of(const BitVector<Isa>& bits) noexcept {
 }
 
 namespace detail {
-#if defined(__FMA__) || defined(__aarch64__) || defined(_M_ARM64) || defined(__CUDACC__)
-RADAM_INLINE float exact_fma(float a, float b, float c) noexcept { return radam::fma(a, b, c); }
-#else
-// Without an fma instruction: the product is exact in double; the sum is rounded to odd there, so that rounding it
-// once more, to float, is the one rounding that fma makes. (std::fma would call the C library for every element.)
-RADAM_INLINE float exact_fma(float a, float b, float c) noexcept {
-    const double product = static_cast<double>(a) * static_cast<double>(b), addend = static_cast<double>(c);
-    const double sum = product + addend;
-    const double back = sum - product;
-    const double error = (product - (sum - back)) + (addend - back);  // sum + error is exact; NaN where sum is infinite
-    const std::uint64_t bits = bit_cast<std::uint64_t>(sum);
-    // Without branches: whether a sum is odd nobody can predict.
-    const std::uint64_t inexact = static_cast<std::uint64_t>((error > 0.0) | (error < 0.0));
-    const std::uint64_t toward_zero = static_cast<std::uint64_t>((error > 0.0) != (sum > 0.0));
-    const std::uint64_t to_odd = inexact & ~bits;  // 0 or 1
-    return static_cast<float>(bit_cast<double>(bits + to_odd - 2 * (to_odd & toward_zero)));
-}
-#endif
-RADAM_INLINE double exact_fma(double a, double b, double c) noexcept { return radam::fma(a, b, c); }
-
 #if RADAM_WITH_XSIMD
 // What xsimd rounds exactly on every instruction set with an fma instruction.
 struct XsimdArithmetic {
@@ -176,7 +156,7 @@ struct portable {
 
     template <class T>
     RADAM_INLINE static T fma(T a, T b, T c) noexcept {
-        return detail::exact_fma(a, b, c);
+        return radam::fma(a, b, c);
     }
     template <class T>
     RADAM_INLINE static T divide(T a, T b) noexcept {

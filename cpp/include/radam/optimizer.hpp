@@ -365,8 +365,6 @@ public:
     }
     // The same of vectors that stay where they are: they must not grow.
     template <class Param, class Grad>
-    std::size_t add_param(std::vector<Param>& param, const std::vector<Grad>&& grad, const ParamOptions& = {}) = delete;
-    template <class Param, class Grad>
     std::size_t add_param(std::vector<Param>& param, const std::vector<Grad>& grad, const ParamOptions& options = {}) {
         if (param.size() != grad.size())
             throw std::invalid_argument("radam: parameter " + std::to_string(size()) + " has " +
@@ -374,6 +372,8 @@ public:
                                         std::to_string(grad.size()) + "; they must have as many");
         return add_param(param.data(), grad.data(), static_cast<std::int64_t>(param.size()), options);
     }
+    template <class Param, class Grad>
+    std::size_t add_param(std::vector<Param>& param, const std::vector<Grad>&& grad, const ParamOptions& = {}) = delete;
     // The same of dtypes that are known at run time only. Compiles the loops of all of them.
     std::size_t add_param(void* param, DType param_dtype, const void* grad, DType grad_dtype, std::int64_t size,
                           const ParamOptions& options = {}) {

@@ -14,6 +14,7 @@ namespace radam {
 
 constexpr std::size_t most_shape = 64;  // dimensions: those of NumPy, whose arrays states are in saved files
 
+// What add_param is told of a parameter besides its buffers.
 struct ParamOptions {
     std::string name = {};                 // for messages and saved files
     std::vector<std::int64_t> shape = {};  // in C order, for saved files; empty: one dimension, or a loaded file's

@@ -7,8 +7,10 @@
 
 namespace radam {
 
+// What moments are kept in.
 enum class StateDType { float32, bfloat16, eight_bit };
 
+// What of an optimizer is kept in fewer bits, and how it is rounded.
 struct Precision {
     bool master_weights = false;       // keep what rounding a 16-bit parameter loses
     bool stochastic_rounding = false;  // or round it at random

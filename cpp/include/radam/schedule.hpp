@@ -11,6 +11,7 @@ namespace radam {
 enum class EpsOn { sqrt_v, sqrt_v_hat };       // eps is added to sqrt(v), or to sqrt(v / bc2)
 enum class Warmup { momentum, moments_only };  // what a step does while it is not rectified
 
+// What the steps of a group are computed from.
 struct Hyperparameters {
     double lr = 1e-3;
     double beta1 = 0.9, beta2 = 0.999;

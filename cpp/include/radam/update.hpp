@@ -2,26 +2,7 @@
 // docs/design.md says why each line is as it is; schedule.hpp computes the coefficients.
 #pragma once
 
-#include <cmath>
-
-#if defined(__FAST_MATH__)
-#error "radam gives the same bits everywhere, which -ffast-math would break: compile this file without it"
-#endif
-
-// RADAM_INLINE is for what GPU threads may call too.
-#if defined(_MSC_VER) && !defined(__clang__)
-#define RADAM_HOST_INLINE __forceinline
-#else
-#define RADAM_HOST_INLINE inline __attribute__((always_inline))
-#endif
-#if defined(__CUDACC__)
-#define RADAM_INLINE __host__ __device__ __forceinline__
-// The next function calls what it is given: on a GPU only what may be called there.
-#define RADAM_CALLS_BACK _Pragma("nv_exec_check_disable")
-#else
-#define RADAM_INLINE RADAM_HOST_INLINE
-#define RADAM_CALLS_BACK
-#endif
+#include "arithmetic.hpp"
 
 namespace radam {
 
@@ -76,16 +57,6 @@ struct Coefficients {
           m_floor(c.m_floor),
           v_floor(c.v_floor) {}
 };
-
-// The law needs + - * / and these, each exactly rounded. Vector types bring their own, found by their namespace.
-RADAM_INLINE float fma(float a, float b, float c) noexcept { return std::fma(a, b, c); }
-RADAM_INLINE double fma(double a, double b, double c) noexcept { return std::fma(a, b, c); }
-RADAM_INLINE float sqrt(float a) noexcept { return std::sqrt(a); }
-RADAM_INLINE double sqrt(double a) noexcept { return std::sqrt(a); }
-RADAM_INLINE float abs(float a) noexcept { return std::fabs(a); }
-RADAM_INLINE double abs(double a) noexcept { return std::fabs(a); }
-RADAM_INLINE float select(bool which, float yes, float no) noexcept { return which ? yes : no; }
-RADAM_INLINE double select(bool which, double yes, double no) noexcept { return which ? yes : no; }
 
 template <class F, class V>
 RADAM_INLINE void update(const F& form, V& p, V g, V& m, V& v, V& v_max, const Coefficients<V>& c) noexcept {

@@ -58,8 +58,9 @@ def radam(
     they are (a float32 array as its float32 value), so that changing them compiles nothing anew.
 
     Returns:
-        The transformation. Its state begins with an ``optax.ScaleByAdamState``: count (int32), mu and nu, of the
-        parameters' shapes and dtypes, but float32 for parameters of 16 bits. Updates have the dtypes of the gradients.
+        The transformation. Its state begins with an ``optax.ScaleByAdamState`` of count (int32), mu and nu, which have
+        the parameters' shapes and dtypes, but are float32 for parameters of 16 bits. Updates have the dtypes of the
+        gradients.
 
     Raises:
         ValueError: if a number is out of its range; from ``update``, if weight decay misses params.
@@ -100,7 +101,8 @@ def scale_by_radam(
 
     >>> import jax.numpy as jnp, optax
     >>> import radam.jax
-    >>> optimizer = optax.chain(optax.clip_by_global_norm(1.0), radam.jax.scale_by_radam(b2=0.9999), optax.scale(-0.1))
+    >>> clip = optax.clip_by_global_norm(1.0)
+    >>> optimizer = optax.chain(clip, radam.jax.scale_by_radam(b2=0.9999), optax.scale(-0.1))
     >>> state = optimizer.init(jnp.zeros(2))
     >>> updates, state = optimizer.update(jnp.array([3.0, 4.0]), state)
     >>> [round(x, 6) for x in updates.tolist()]

@@ -102,7 +102,8 @@ class _Optimizer(base.Optimizer):
         Raises:
             TypeError: if "param_groups" is no list or "state" no dict.
             ValueError: naming the key that is missing, of the wrong shape, dtype or value.
-            After either the optimizer is unchanged.
+
+        After either the optimizer is unchanged.
         """
         super().load_state_dict(self._in_own_form(state_dict))
         self._seen = [group["betas"] for group in self.param_groups]

@@ -154,7 +154,8 @@ class RAdam(Optimizer):  # type: ignore[misc]
             ValueError: if a gradient has another shape, or a hyperparameter is out of range.
             RuntimeError: if there are too many or too few gradients, a tensor is not on the CPU, a step is under way in
                 another thread, or this is a function that MindSpore compiles.
-            After any of them every parameter, moment and step count is what it was.
+
+        After any of them every parameter, moment and step count is what it was.
         """
         if is_captured():
             self.construct(gradients)

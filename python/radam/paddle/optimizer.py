@@ -151,10 +151,13 @@ class RAdam(Steps):
         ]
 
     def apply_gradients(self, params_grads: Pairs) -> list[Any]:
-        """Take one step of these parameters with these gradients. Returns an empty list, of operators.
+        """Take one step of these parameters with these gradients. Raises what step raises.
 
-        Raises:
-            What step raises.
+        Args:
+            params_grads (list): (parameter, gradient) pairs.
+
+        Returns:
+            An empty list, of operators.
         """
         return self._apply_optimize(None, None, params_grads)
 
@@ -225,7 +228,9 @@ class RAdam(Steps):
         Raises:
             AssertionError: as Paddle: if something is missing, of another shape or dtype, or of other parameters.
             ValueError: if a power of a beta is none.
-            RuntimeError: in static mode; if the scheduler refuses its part. After any of them nothing has changed.
+            RuntimeError: in static mode; if the scheduler refuses its part.
+
+        After any of them nothing has changed.
         """
         checks.refuse_static()
         if not isinstance(state_dict, Mapping):

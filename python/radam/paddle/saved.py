@@ -61,9 +61,9 @@ class Reader:
         self._multi_precision = multi_precision
         self._masters = state_dict.get(MASTERS) or {}
         self._names: Names = {}
-        for key in state_dict:
-            match = _KEY.fullmatch(key) if isinstance(key, str) else None
-            if match:
+        keys: Iterable[object] = state_dict  # whatever a user's dict has
+        for key in keys:
+            if isinstance(key, str) and (match := _KEY.fullmatch(key)):
                 self._names.setdefault((match[1], match[2]), []).append(key)
         self._targets: dict[str, list[str]] = {}
         for target in dict.fromkeys(target for target, _ in self._names):

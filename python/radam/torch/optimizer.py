@@ -66,8 +66,8 @@ class RAdam(Traced):
             parameters stay as they are.
         min_8bit_size: parameters with fewer elements keep float32 moments.
         max_grad_norm: scale all gradients down to this norm over all of them together, as
-            torch.nn.utils.clip_grad_norm_, also over the processes that share DTensors, which must all step; inf only
-            measures. ``grad_norm`` has the norm. Gradients are not written.
+            ``torch.nn.utils.clip_grad_norm_``, also over the processes that share DTensors, which must all step; inf
+            only measures. ``grad_norm`` has the norm. Gradients are not written.
         max_tensor_grad_norm: the same for each parameter by itself; not for DTensors in pieces.
         max_grad_value: cut each element of the gradients to at most this, either way.
 
@@ -250,7 +250,8 @@ class RAdam(Traced):
                 under way.
             TypeError, ValueError: if a tensor or a hyperparameter is not what a step can take.
             FloatingPointError: with nonfinite="raise", if a gradient holds an inf or a NaN.
-            After any of them every parameter, moment and step count is what it was.
+
+        After any of them every parameter, moment and step count is what it was.
         """
         rules.check_capture(self)
         loss = None

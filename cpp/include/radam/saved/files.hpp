@@ -3,16 +3,19 @@
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <ctime>
 #include <stdexcept>
 #include <string>
 #include <system_error>
 
 #if defined(_WIN32)
+#include <fcntl.h>
 #include <io.h>
+#include <share.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #else
@@ -48,9 +51,21 @@ inline Path native(const std::string& path) {
     return std::filesystem::u8path(path);
 #endif
 }
-inline std::FILE* open_file(const Path& path, const wchar_t* mode) noexcept { return _wfopen(path.c_str(), mode); }
-inline std::FILE* open_to_read(const Path& path) noexcept { return open_file(path, L"rb"); }
-inline std::FILE* create(const Path& path, bool) noexcept { return open_file(path, L"wbx"); }
+inline void remove_file(const Path& path) noexcept { _wremove(path.c_str()); }
+// Not _wfopen: not every C library there knows its "x", and Microsoft's compiler calls it unsafe.
+inline std::FILE* open_file(const Path& path, int how, const char* mode) noexcept {
+    int handle = -1;
+    const int how_here = how | _O_BINARY | _O_NOINHERIT;
+    const errno_t error = _wsopen_s(&handle, path.c_str(), how_here, _SH_DENYNO, _S_IREAD | _S_IWRITE);
+    if (error != 0) return errno = error, nullptr;
+    std::FILE* const file = _fdopen(handle, mode);
+    if (file == nullptr) _close(handle);
+    return file;
+}
+inline std::FILE* open_to_read(const Path& path) noexcept { return open_file(path, _O_RDONLY, "rb"); }
+inline std::FILE* create(const Path& path, bool) noexcept {
+    return open_file(path, _O_CREAT | _O_EXCL | _O_WRONLY, "wb");
+}
 inline bool exists(const Path& path) {
     std::error_code none;
     return std::filesystem::exists(path, none);
@@ -87,7 +102,6 @@ inline int replace(const Path& from, const Path& to) {
     std::filesystem::rename(from, to, error);
     return error ? error.default_error_condition().value() : 0;
 }
-inline void remove_file(const Path& path) noexcept { _wremove(path.c_str()); }
 
 #else
 
@@ -164,9 +178,8 @@ inline Path through_links(Path path) {
 // A name that nobody else is likely to take; who creates the file looks whether it is free.
 inline std::string random_name() {
     static std::atomic<std::uint64_t> count{0};
-    std::timespec now{};
-    std::timespec_get(&now, TIME_UTC);
-    std::uint64_t bits = static_cast<std::uint64_t>(now.tv_sec) * 1000000000u + static_cast<std::uint64_t>(now.tv_nsec);
+    const std::int64_t now = std::chrono::system_clock::now().time_since_epoch().count();
+    std::uint64_t bits = static_cast<std::uint64_t>(now);
     bits ^= reinterpret_cast<std::uintptr_t>(&now) << 20;  // where programs lie is random
     bits += 0x9e3779b97f4a7c15u * ++count;
     bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;  // Steele et al. 2014, "Fast splittable generators"
