@@ -77,6 +77,12 @@ def show_opening(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = source[0].replace("<!-- the opening comment of radam.h -->", text)
 
 
+def leave_out_note(app: Sphinx, name: str, source: list[str]) -> None:
+    """Drop what a page of the reference says to who reads its source: here it is filled."""
+    if name.startswith("docs/api/"):
+        source[0] = re.sub(r"^\*The site fills this page .*?\*\n\n", "", source[0], flags=re.M | re.S)
+
+
 def link_pages(app: Sphinx, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Make links of the pages that docstrings name by their path."""
     lines[:] = [re.sub(r"docs/(\w+)\.md", r":doc:`/docs/\1`", line) for line in lines]
@@ -97,6 +103,7 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", give_title)
     app.connect("source-read", leave_out_cpp)
     app.connect("source-read", show_opening)
+    app.connect("source-read", leave_out_note)
     app.connect("autodoc-process-docstring", link_pages)
     app.connect("autodoc-process-signature", give_signature)
 

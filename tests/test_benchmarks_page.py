@@ -1,4 +1,4 @@
-"""No figure of a measurement on docs/benchmarks.md and docs/same_bits.md is other than that of the run it names."""
+"""No figure of a measurement on the pages that show tables of runs is other than that of the run it names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from pages import ROOT, text_of
 
 PAGE = "docs/benchmarks.md"
+RUN = "bench/results/xeon-2-cores.md"
 FRAMEWORKS = ("paddle", "jax", "mindspore")
 TITLE = re.compile(r"\*\*.+\*\*")
 Tables = dict[tuple[str, str], list[str]]
@@ -60,7 +61,7 @@ def tables_in(text: str) -> Tables:
 
 FIGURES = [
     pytest.param(name, text, id=f"{page}:{name}-{number}")
-    for page in (PAGE, "docs/same_bits.md")
+    for page in (PAGE, "docs/same_bits.md", "docs/torch.md")
     for number, (name, text) in enumerate(
         re.findall(r"<!-- figures of ([\w-]+) -->(.*?)<!-- end of figures -->", text_of(page), re.S)
     )
@@ -75,6 +76,46 @@ def test_every_table_has_rows_of_one_table_of_the_run_that_it_names(name: str, t
         assert key in measured
         assert len(rows) >= 4
         assert [row for row in measured[key] if row in rows] == rows
+
+
+def column(table: list[str], name: str, *first: str) -> list[float]:
+    """The numbers of a column, without what stands in brackets, of the rows that begin with these cells."""
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table if "---" not in row]
+    at = cells[0].index(name)
+    return [float(row[at].partition(" ")[0]) for row in cells[1:] if row[: len(first)] == [*first]]
+
+
+def numbers(page: str, pattern: str) -> list[str]:
+    found = re.search(pattern, text_of(page))
+    assert found, f"{page} no longer says {pattern!r}"
+    return list(found.groups())
+
+
+def test_what_other_pages_say_of_speed_is_what_was_measured() -> None:
+    run = {title: rows for (title, head), rows in tables_in(text_of(RUN)).items() if head.startswith("| parameters |")}
+    tensors = [row for row in run["**PyTorch tensors**"] if "bfloat16" not in row]
+    ours = column(tensors, "radam.torch")
+    assert len(ours) == 10
+    ratios = []
+    for peer in ("torch RAdam default", "torch RAdam foreach"):
+        times = sorted(their / our for their, our in zip(column(tensors, peer), ours))
+        ratios += [f"{times[0]:.2g}", f"{times[-1]:.2g}"]
+    assert ratios == numbers(
+        "docs/torch.md", r"([\d.]+) to (\d+) times faster; with `foreach=True` ([\d.]+) to (\d+) \|"
+    )
+
+    (small,) = numbers("docs/arrays.md", r"1000 arrays of 64 elements a step takes ([\d.]+) microseconds an\s+array")
+    assert [f"{ms:.2f}" for ms in column(run["**NumPy arrays**"], "radam", "1000 arrays of 64")] == [small, small]
+
+    (empty,) = tables_in(text_of("bench/results/empty-step.md")).values()
+    beyond = (
+        column(empty, "beyond the wrapper", f"{name}.RAdam", "of 64 elements")
+        for name in ("radam.torch", "torch.optim")
+    )
+    said = numbers(
+        "docs/torch.md", r"takes (\d+) microseconds beyond PyTorch's own wrapper[^,]+,\s+PyTorch's RAdam (\d+)"
+    )
+    assert [f"{of_64:.0f}" for (of_64,) in beyond] == said
 
 
 def test_every_result_on_speed_is_on_the_page_and_linked() -> None:

@@ -120,6 +120,14 @@ def test_the_first_rectified_step_is_the_convention_s(name: str, first: int) -> 
     assert rectified == list(range(first, 50))
 
 
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_the_warning_that_nothing_is_rectified_names_the_threshold_and_whether_it_counts(name: str) -> None:
+    convention = dataclasses.replace(CONVENTIONS[name], threshold=7.0)  # where rho ends with a beta2 of 0.75
+    where = "from 7 on" if name in ("author", "optax", "tfa") else "above 7"
+    assert convention.why_never_rectified(0.7).endswith(f"(convention {name!r} rectifies {where})")
+    assert (convention.why_never_rectified(0.75) == "") == (where == "from 7 on")
+
+
 def test_the_author_s_parameter_rests_until_it_is_rectified() -> None:
     param, grads = problem()
     before = param.copy()

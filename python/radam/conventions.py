@@ -116,9 +116,10 @@ class Convention:
         if limit > self.threshold or (limit == self.threshold and self.rectify_at_threshold):
             return ""
         what = "only momentum" if self.warmup == "momentum" else "no update at all"
+        where = f"from {self.threshold:g} on" if self.rectify_at_threshold else f"above {self.threshold:g}"
         return (
             f"with {name}={beta2} rho never exceeds {limit:.3g}, so that no step is ever rectified and there is {what} "
-            f"(convention {self.name!r} rectifies above {self.threshold:g})"
+            f"(convention {self.name!r} rectifies {where})"
         )
 
 

@@ -151,8 +151,8 @@ RADAM_ANYWHERE inline double fma_in_integers(double a, double b, double c) noexc
 
 }  // namespace detail
 
-// a * b + c, rounded once. The C library is asked only where it is known for that: Microsoft's rounds twice on
-// processors without FMA3, and MinGW's on all.
+// a * b + c, rounded once. Of C libraries glibc alone is asked: Microsoft's rounds twice on processors without FMA3,
+// MinGW's on all, and musl's forgets the sign of a product that vanishes beside a zero.
 #if defined(__CUDA_ARCH__)
 RADAM_INLINE float fma(float a, float b, float c) noexcept { return std::fma(a, b, c); }
 RADAM_INLINE double fma(double a, double b, double c) noexcept { return std::fma(a, b, c); }
@@ -173,7 +173,7 @@ RADAM_INLINE float fma(float a, float b, float c) noexcept { return std::fma(a, 
 #else
 RADAM_INLINE float fma(float a, float b, float c) noexcept { return detail::fma_in_double(a, b, c); }
 #endif
-#if defined(_M_ARM64) || defined(__linux__) || defined(__APPLE__)
+#if defined(_M_ARM64) || defined(__GLIBC__)
 RADAM_INLINE double fma(double a, double b, double c) noexcept { return std::fma(a, b, c); }
 #else
 RADAM_INLINE double fma(double a, double b, double c) noexcept { return detail::fma_in_integers(a, b, c); }
