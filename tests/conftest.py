@@ -33,6 +33,16 @@ LEFT_OUT = left_out(TESTS, not_installed())
 were_left_out: set[str] = set()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--leave-nothing-out", action="store_true", help="fail where tests need what is not installed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if LEFT_OUT and config.getoption("--leave-nothing-out"):
+        wanted = ", ".join(sorted(set().union(*LEFT_OUT.values())))
+        raise pytest.UsageError(f"{len(LEFT_OUT)} files of tests need what is not installed: {wanted}")
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Leave out the files of tests that need what is not installed."""
     if collection_path.parent != TESTS or collection_path.name not in LEFT_OUT:

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Collection
 from pathlib import Path
 
-MAY_BE_MISSING = ("matplotlib", "ml_dtypes", "sklearn", "torch")
+MAY_BE_MISSING = ("matplotlib", "sklearn", "torch")
 # What modules of radam and of the tests need that their own imports do not show: pages and pictures need all of it.
 NEEDED_BY = {
     "radam.torch": {"torch"},

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pages import (
+    DIFFS,
     PAGES,
     ROOT,
     Block,
@@ -73,6 +74,10 @@ def test_every_block_of_cpp_c_and_cmake_is_built(monkeypatch: pytest.MonkeyPatch
     built = Counter(importlib.import_module("test_cpp_page").RUN)
     assert {block for block in built if block.language != "sh"} == set(blocks_in("cpp", "c", "cmake"))
     assert max(built.values()) == 1
+
+
+def test_every_change_that_a_page_shows_is_python() -> None:
+    assert blocks_in("diff") == DIFFS
 
 
 @diffs(frameworks=False)

@@ -40,7 +40,8 @@ ThreadPool* pool() {
     static const int registered = pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
     static_cast<void>(registered);
 #endif
-    stay_loaded();
+    static const bool stays = (stay_loaded(), true);  // once: not again in a forked child
+    static_cast<void>(stays);
     ThreadPool* fresh = new ThreadPool(Executor::most_threads);
     if (current.compare_exchange_strong(found, fresh)) return fresh;
     delete fresh;

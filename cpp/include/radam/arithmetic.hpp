@@ -4,12 +4,17 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#if defined(_MSC_VER) && defined(__AVX2__)
+#if defined(_MSC_VER) && (defined(__FMA__) || (defined(__AVX2__) && !defined(__clang__)))
 #include <immintrin.h>
 #endif
 
 #if defined(__FAST_MATH__)
 #error "radam gives the same bits everywhere, which -ffast-math would break: compile this file without it"
+#elif defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)
+#error \
+    "radam gives the same bits everywhere, which -fassociative-math, -freciprocal-math and what turns them on would break"
+#elif defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ == 2
+#error "radam gives the same bits everywhere, which x87's wider numbers would break: compile with -msse2 -mfpmath=sse"
 #elif defined(_M_FP_FAST)
 #error "radam gives the same bits everywhere, which /fp:fast would break: compile this file without it"
 #endif
@@ -156,11 +161,12 @@ RADAM_ANYWHERE inline double fma_in_integers(double a, double b, double c) noexc
 #if defined(__CUDA_ARCH__)
 RADAM_INLINE float fma(float a, float b, float c) noexcept { return std::fma(a, b, c); }
 RADAM_INLINE double fma(double a, double b, double c) noexcept { return std::fma(a, b, c); }
-#elif defined(__GNUC__) && (defined(__FMA__) || defined(__aarch64__))
+#elif defined(__GNUC__) && \
+    (defined(__FMA__) || defined(__aarch64__) || (defined(__FP_FAST_FMA) && defined(__FP_FAST_FMAF)))
 // By these names they are an instruction in a build for debugging, too.
 RADAM_INLINE float fma(float a, float b, float c) noexcept { return __builtin_fmaf(a, b, c); }
 RADAM_INLINE double fma(double a, double b, double c) noexcept { return __builtin_fma(a, b, c); }
-#elif defined(_MSC_VER) && defined(__AVX2__)
+#elif defined(_MSC_VER) && (defined(__FMA__) || (defined(__AVX2__) && !defined(__clang__)))
 RADAM_INLINE float fma(float a, float b, float c) noexcept {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
 }
