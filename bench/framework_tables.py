@@ -23,11 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0].startswith("-"):
         raise SystemExit(__doc__)
-    print(readme([json.loads(Path(name).read_text(encoding="utf-8")) for name in arguments]), end="")
+    print(page([json.loads(Path(name).read_text(encoding="utf-8")) for name in arguments]), end="")
     return 0
 
 
-def readme(results: Sequence[Mapping[str, Any]]) -> str:
+def page(results: Sequence[Mapping[str, Any]]) -> str:
     """Return a row for each case of each framework: ours, theirs, and the ratio."""
     head = ["float32, 2 cores", "the framework's own, ms", "radam's, ms", "radam's over it"]
     lines = [row(head), row(["---", "--:", "--:", "--:"])]

@@ -191,6 +191,6 @@ def _empty_table(found: Found) -> list[str]:
     return lines
 
 
-def readme(found: Found) -> str:
-    """Return what the project's README shows of a run."""
+def page(found: Found) -> str:
+    """Return what docs/cuda.md is to show of a run."""
     return "\n".join([*goals_table(found), "", tables.machine_line(found["machine"]), ""])

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise SystemExit(__doc__)
     found = load(Path(arguments[0]))
-    print(gpu_tables.readme(found) if tables.run_kind(found) == "clock" else tables.readme(found), end="")
+    print(gpu_tables.page(found) if tables.run_kind(found) == "clock" else tables.page(found), end="")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What was found, as Markdown: the tables of a run, and the one in the README. gpu_tables.py adds what GPUs need."""
+"""What was found, as Markdown: tables of a run, and those of docs/benchmarks.md. gpu_tables.py adds what GPUs need."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def spread_table(found: Found) -> list[str]:
     return lines
 
 
-def readme(found: Found) -> str:
-    """Return what stands in the README between its markers: a table for each kind of arrays."""
+def page(found: Found) -> str:
+    """Return what stands in docs/benchmarks.md between its markers: a table for each kind of arrays."""
     lines: list[str] = []
     for front_end in found["front_ends"]:
         limit, radam = front_end["limit"], front_end["radam"]

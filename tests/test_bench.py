@@ -267,7 +267,7 @@ def found_by_hand() -> dict[str, Any]:
     }
 
 
-def test_the_table_for_the_readme_is_made_of_a_result_file(tmp_path: Path) -> None:
+def test_the_table_for_the_page_is_made_of_a_result_file(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(json.dumps(found_by_hand()), encoding="utf-8")
     done = run_script("report.py", str(path))

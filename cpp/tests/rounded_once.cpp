@@ -108,31 +108,25 @@ std::uint64_t hash_of_random_ones(Fma fma) {
     return hash;
 }
 
-template <class Fma>
-void rounds_doubles_once(const char* way, Fma fma) {
-    every_case(doubles, way, fma);
-    const std::uint64_t hash = hash_of_random_ones<double>(fma);
-    if (hash == 0x391b713fc1f77aefu) return;
-    std::fprintf(stderr, "%s: double: %016llx\n", way, static_cast<unsigned long long>(hash));
-    ++failures;
-}
-
-template <class Fma>
-void rounds_floats_once(const char* way, Fma fma) {
-    every_case(floats, way, fma);
-    const std::uint64_t hash = hash_of_random_ones<float>(fma);
-    if (hash == 0x2d88dead4b24efddu) return;
-    std::fprintf(stderr, "%s: float: %016llx\n", way, static_cast<unsigned long long>(hash));
+// Against the cases, and against what fma instructions make of random numbers.
+template <class T, class Cases, class Fma>
+void rounds_once(const char* way, const Cases& cases, std::uint64_t expected, Fma fma) {
+    every_case(cases, way, fma);
+    const std::uint64_t hash = hash_of_random_ones<T>(fma);
+    if (hash == expected) return;
+    std::fprintf(stderr, "%s: %016llx\n", way, static_cast<unsigned long long>(hash));
     ++failures;
 }
 
 }  // namespace
 
 int main() {
-    rounds_doubles_once("fma", [](double a, double b, double c) { return radam::fma(a, b, c); });
-    rounds_doubles_once("fma_in_integers", radam::detail::fma_in_integers);
-    rounds_floats_once("fma", [](float a, float b, float c) { return radam::fma(a, b, c); });
-    rounds_floats_once("fma_in_double",
+    constexpr std::uint64_t of_doubles = 0x391b713fc1f77aefu, of_floats = 0x2d88dead4b24efddu;
+    const auto fma = [](auto a, auto b, auto c) { return radam::fma(a, b, c); };
+    rounds_once<double>("fma of doubles", doubles, of_doubles, fma);
+    rounds_once<double>("fma_in_integers", doubles, of_doubles, radam::detail::fma_in_integers);
+    rounds_once<float>("fma of floats", floats, of_floats, fma);
+    rounds_once<float>("fma_in_double", floats, of_floats,
                        [](float a, float b, float c) { return radam::detail::fma_in_double(a, b, c); });
     return failures == 0 ? 0 : 1;
 }
